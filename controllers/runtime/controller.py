@@ -1,0 +1,78 @@
+"""The interface of a kind: what it watches, what it may do, and its two pure functions.
+
+A kind is one folder with the same few rooms: ``observed.py`` (gather), ``plan.py`` (the rules), ``builders.py``
+(a function per child object) and ``controller.py`` (this protocol, filled in). ``gather`` reads caches only,
+``plan`` reads its arguments only; neither does I/O, so every rule is a table test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from controllers.runtime.objects import Key, Manifest, ObjectType
+from controllers.runtime.plan import Plan
+from headrace.api import Resource
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """One RBAC rule of the operator's ClusterRole, as the controller needs it; the chart is generated from these."""
+
+    api_groups: tuple[str, ...]
+    resources: tuple[str, ...]
+    verbs: tuple[str, ...]
+    resource_names: tuple[str, ...] = ()
+
+
+class Caches(Protocol):
+    """Read-only view of the watch caches. Returned manifests are shared: never modify them."""
+
+    def owned(self, type_: ObjectType, owner_uid: str) -> Sequence[Manifest]:
+        """Objects of the type whose controlling owner has this uid, by name."""
+        ...
+
+    def get(self, type_: ObjectType, key: Key) -> Manifest | None:
+        """One object, or None when the cache has none."""
+        ...
+
+    def all(self, type_: ObjectType) -> Sequence[Manifest]:
+        """Every object of the type (Nodes)."""
+        ...
+
+
+R = TypeVar("R", bound=Resource)
+O = TypeVar("O")  # noqa: E741
+
+
+class Controller(Protocol[R, O]):
+    """What the runtime needs to know of a kind.
+
+    Attributes:
+        resource: The API model.
+        owns: Watched child types; a change of a child puts its owner on the queue.
+        reads: Watched types that are nobody's children, such as Node; their changes wake nobody by themselves,
+            a plan that waits for one asks to be looked at again.
+        rules: RBAC beyond what the runtime derives from `owns`, `reads` and the kind itself
+            (get/list/watch of all, patch/create/delete of owned types, patch of the kind's status).
+    """
+
+    resource: type[R]
+    owns: Sequence[ObjectType]
+    reads: Sequence[ObjectType]
+    rules: Sequence[PolicyRule]
+
+    def gather(self, resource: R, caches: Caches) -> O:
+        """All that the plan looks at, as one plain value."""
+        ...
+
+    def plan(self, resource: R, observed: O, now: datetime) -> Plan:
+        """What to do.
+
+        Raises:
+            controllers.runtime.errors.TerminalError: The spec cannot work; wait for it to change.
+            controllers.runtime.errors.WaitError: Something named must come first.
+        """
+        ...

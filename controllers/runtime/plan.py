@@ -1,0 +1,75 @@
+"""A Plan: everything that one reconcile of one resource wants done, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+from controllers.runtime.objects import Key, Manifest, ObjectType
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply of one object, with every field that Headrace wants to own.
+
+    Attributes:
+        owned: The resource becomes the controlling owner, so that the object goes with it. False for what a whole
+            namespace shares.
+    """
+
+    type: ObjectType
+    manifest: Manifest
+    owned: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Deletion of one object.
+
+    Attributes:
+        uid: Only the object with this uid is deleted, so a stale cache never hits its successor.
+        grace_period_seconds: None leaves it to the object; 0 removes a pod of a dead node at once.
+    """
+
+    type: ObjectType
+    key: Key
+    uid: str
+    grace_period_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A Kubernetes Event about the resource. Events with the same fields are counted, not repeated.
+
+    Attributes:
+        reason: CamelCase, searchable.
+        note: For a person: what happened, which object, what to do.
+        action: What the controller did, CamelCase.
+    """
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    note: str
+    action: str = "Reconcile"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one reconcile wants done, in this order: deletes, applies (in sequence order), status, Events.
+
+    Attributes:
+        status: The whole status in API form (camelCase), or None to leave it. Written only where it differs.
+        events: Emitted once, after the status was written; a plan repeats an Event only when it means it, so
+            they are tied to transitions.
+        requeue_after: When to look again without any event; None waits for events and the periodic resync.
+    """
+
+    applies: Sequence[Apply] = ()
+    deletes: Sequence[Delete] = ()
+    status: dict[str, Any] | None = None
+    events: Sequence[Event] = ()
+    requeue_after: timedelta | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    """Extra fields for the log line of this reconcile."""

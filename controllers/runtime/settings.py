@@ -1,0 +1,45 @@
+"""What a plan needs to know of the installation it runs in; set by the chart, read once at start-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """The default storage of resources that name none.
+
+    Attributes:
+        uri: Folder under which every resource gets its own: `<uri>/<namespace>/<name>`.
+        endpoint: AWS_ENDPOINT_URL of the store; empty for AWS itself and for other schemes.
+        region: AWS_REGION.
+        access_key_id: Key of the store, copied into the Secret `headrace-storage` of each namespace that uses it.
+        secret_access_key: Its secret.
+    """
+
+    uri: str = "s3://headrace"
+    endpoint: str = ""
+    region: str = "us-east-1"
+    access_key_id: str = ""
+    secret_access_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Images and defaults of this installation.
+
+    Attributes:
+        trainer_image: Image of workers that name none.
+        serving_image: Image of routers and predictors.
+        worker_cluster_role: ClusterRole that lets a pod report on itself; bound per namespace to the ServiceAccount
+            `headrace-worker`.
+        cluster_domain: DNS suffix of the cluster.
+    """
+
+    trainer_image: str = "headrace/trainer:0.1.0"
+    serving_image: str = "headrace/serving:0.1.0"
+    image_pull_policy: str = "IfNotPresent"
+    worker_cluster_role: str = "headrace-worker"
+    cluster_domain: str = "cluster.local"
+    operator_namespace: str = "headrace-system"
+    storage: StorageSettings = StorageSettings()

@@ -1,0 +1,1 @@
+"""Headrace: machine learning systems as Kubernetes resources."""

@@ -1,0 +1,43 @@
+"""What a router executes: the chain of an InferenceService as its ConfigMap carries it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from headrace.api.inferenceservice import FallbackStep, StepOptions
+from headrace.api.schema import DNSLabel, Model
+
+PREDICTOR = "predictor"
+"""Name of the primary step in status, headers and metrics."""
+HTTP_PORT = 8080
+"""Port of routers and predictors: the Open Inference Protocol, health and metrics."""
+CHAIN_FILE = "chain.json"
+"""Key of the ConfigMap, and name of the mounted file."""
+STEP_HEADER = "headrace-step"
+"""Response header: the step that answered."""
+REASON_HEADER = "headrace-fallback-reason"
+"""Response header: `<step>=<reason>` of each step that did not answer, comma-separated, in order."""
+
+
+class RemotePredictor(StepOptions):
+    """The primary's replicas and how they are asked."""
+
+    host: Annotated[str, Field(min_length=1, max_length=253)]
+    """Headless DNS name; each of its addresses is one replica."""
+    port: Annotated[int, Field(ge=1, le=65535)] = HTTP_PORT
+    """Port of the replicas."""
+
+
+class Chain(Model):
+    """The steps of one service in order: the predictor, then the fallbacks."""
+
+    name: DNSLabel
+    """Name of the service and of its model in the Open Inference Protocol."""
+    namespace: DNSLabel
+    """Namespace of the service."""
+    predictor: RemotePredictor
+    """The primary."""
+    fallback: list[FallbackStep] = Field(default_factory=list)
+    """What is asked after it, in order."""

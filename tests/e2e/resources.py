@@ -1,0 +1,112 @@
+"""The resources that the e2e tests apply: small, real, and close to examples/."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+Manifest = dict[str, Any]
+
+SMALL: Manifest = {"requests": {"cpu": "100m", "memory": "300Mi"}, "limits": {"memory": "1Gi"}}
+
+
+def training_job(name: str, *, workers: int = 3, epochs: int = 20, **spec: Any) -> Manifest:
+    """A job of the built-in trainer on the UCI digits."""
+    body: Manifest = {
+        "numWorkers": workers,
+        "classifier": {
+            "dataset": {"builtin": "Digits"},
+            "hiddenSizes": [64],
+            "epochs": epochs,
+            "batchSize": 96,
+            "learningRate": 0.003,
+        },
+        "resources": SMALL,
+    }
+    return {
+        "apiVersion": "headrace.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name},
+        "spec": body | spec,
+    }
+
+
+SLOW_SCRIPT = textwrap.dedent(
+    """\
+    \"\"\"Averages a tensor over all workers once per step, slowly, and checkpoints: a run long enough to be hurt.\"\"\"
+    import os, time
+    import torch
+    import torch.distributed as dist
+    from headrace.training import session
+
+    steps = int(os.environ["STEPS"])
+    with session() as run:
+        weights = {"w": torch.zeros(4)}
+        state = run.checkpoints.load(weights)
+        step = state["step"] if state else 0
+        while step < steps:
+            gradient = torch.full((4,), float(run.rank + 1))
+            dist.all_reduce(gradient)
+            weights["w"] += gradient
+            step += 1
+            run.report(step=step, steps=steps, loss=1.0 / step)
+            run.checkpoints.save(weights, {"step": step})
+            time.sleep(float(os.environ["STEP_SECONDS"]))
+        expected = steps * sum(range(1, run.world_size + 1))
+        assert weights["w"].tolist() == [expected] * 4, (weights, expected)
+        print(f"sum {expected} as one uninterrupted run gives", flush=True)
+    """
+)
+
+
+def script_job(name: str, *, steps: int, step_seconds: float = 0.2, workers: int = 3, **spec: Any) -> list[Manifest]:
+    """A ConfigMap with SLOW_SCRIPT and the job that runs it: its own assertion fails when a step is lost or doubled."""
+    script = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"train.py": SLOW_SCRIPT}}
+    body: Manifest = {
+        "numWorkers": workers,
+        "script": {"configMap": {"name": name, "key": "train.py"}},
+        "env": [{"name": "STEPS", "value": str(steps)}, {"name": "STEP_SECONDS", "value": str(step_seconds)}],
+        "checkpoint": {"interval": "1s"},
+        "resources": SMALL,
+    }
+    job = {
+        "apiVersion": "headrace.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name},
+        "spec": body | spec,
+    }
+    return [script, job]
+
+
+def gpu_job(name: str) -> Manifest:
+    """A job that asks for a GPU."""
+    return training_job(name, workers=1, gpu={"count": 1})
+
+
+def inference_service(name: str, primary: str, smaller: str | None = None, **predictor: Any) -> Manifest:
+    """A service with the given model, a smaller model behind it and a static answer at the end."""
+    fallback: list[Manifest] = []
+    if smaller:
+        fallback.append({"name": "small", "model": {"storageUri": smaller}, "timeout": "500ms"})
+    fallback.append({"name": "static", "static": {"outputs": [{"name": "label", "datatype": "INT64", "data": [-1]}]}})
+    return {
+        "apiVersion": "headrace.dev/v1alpha1",
+        "kind": "InferenceService",
+        "metadata": {"name": name},
+        "spec": {
+            "predictor": {
+                "model": {"modelFormat": "ONNX", "storageUri": primary},
+                "minReplicas": 2,
+                "maxReplicas": 2,
+                "timeout": "1s",
+                "circuitBreaker": {"waitDurationInOpenState": "1s"},
+                "resources": {"requests": {"cpu": "100m", "memory": "150Mi"}, "limits": {"memory": "512Mi"}},
+            }
+            | predictor,
+            "fallback": fallback,
+            "router": {
+                "replicas": 2,
+                "resources": {"requests": {"cpu": "100m", "memory": "150Mi"}, "limits": {"memory": "512Mi"}},
+            },
+        },
+    }

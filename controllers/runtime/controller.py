@@ -31,7 +31,11 @@ class Caches(Protocol):
     """Read-only view of the watch caches. Returned manifests are shared: never modify them."""
 
     def owned(self, type_: ObjectType, owner_uid: str) -> Sequence[Manifest]:
-        """Objects of the type whose controlling owner has this uid, by name."""
+        """Objects of the type that belong to the resource with this uid, by name.
+
+        An object belongs to the uid in its label `headrace.dev/owner-uid` where that is set (pods of a Deployment),
+        else to its controlling owner.
+        """
         ...
 
     def get(self, type_: ObjectType, key: Key) -> Manifest | None:

@@ -12,6 +12,10 @@ Manifest = dict[str, Any]
 MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 INSTANCE = "app.kubernetes.io/instance"
+OWNER_UID = "headrace.dev/owner-uid"
+"""Label with the uid of the resource that an object belongs to, where that is not its controlling owner: the pods of a
+Deployment are controlled by a ReplicaSet. Builders set it on pod templates; the caches' owner is this label where it is
+set, else the controlling owner. The resource it names is found by uid among the caches of the platform's kinds."""
 MANAGED_LABELS: Mapping[str, str] = {MANAGED_BY: "headrace"}
 """On every child; the watch caches select by it on the server."""
 

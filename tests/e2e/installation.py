@@ -7,68 +7,26 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from cluster.tools import tool
-from tests.e2e.kube import Kube, wait_for
+from cluster.kubectl import Kube, wait_for
+from cluster.release import CHART, SYSTEM_NAMESPACE, Release
 
 ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "headrace"
-SYSTEM_NAMESPACE = "headrace-system"
-LEASE = "headrace-operator"
 
 
-@dataclass(frozen=True, slots=True)
-class Helm:
-    """The release `headrace`, as an administrator handles it."""
-
-    helm: Path
-    kubectl: Path
-    kubeconfig: Path
-
-    def run(self, *arguments: str) -> str:
-        """Run helm in the system namespace; an error carries helm's own words."""
-        done = subprocess.run(
-            [str(self.helm), "--kubeconfig", str(self.kubeconfig), "-n", SYSTEM_NAMESPACE, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"helm {' '.join(arguments)} failed: {done.stderr.strip()} {done.stdout[-2000:]}"
-        return done.stdout
-
-    def install(self, chart: Path = CHART, values: Mapping[str, str] | None = None) -> None:
-        """Install or upgrade, and wait until everything is ready."""
-        sets = [item for key, value in (values or {}).items() for item in ("--set-string", f"{key}={value}")]
-        self.run("upgrade", "--install", "headrace", str(chart), "--create-namespace", "--wait", "--timeout=5m", *sets)
-
-    def rollback(self) -> None:
-        """Back to the revision before."""
-        self.run("rollback", "headrace", "--wait", "--timeout=5m")
-
-    def test(self) -> None:
-        """Run the chart's tests."""
-        self.run("test", "headrace", "--timeout=3m")
-
-
-def _headrace(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.cli", *arguments], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 0, f"headrace {' '.join(arguments)} failed; its own output says why"
-    return done.stdout
-
-
-def ready_platform() -> Helm:
+def ready_platform() -> Release:
     """Cluster up, images loaded, chart installed: each step does nothing where nothing changed."""
-    _headrace("cluster", "up")
-    _headrace("cluster", "load")
-    _headrace("install")
-    return Helm(tool("helm"), tool("kubectl"), Path(_headrace("cluster", "kubeconfig").strip()))
+    for step in (("cluster", "up"), ("cluster", "load")):
+        done = subprocess.run([sys.executable, "-m", "headrace.cli", *step], check=False, cwd=ROOT)
+        assert done.returncode == 0, f"headrace {' '.join(step)} failed; its own output says why"
+    release = Release.local()
+    release.install()
+    return release
 
 
 def previous_chart() -> Path:
@@ -89,12 +47,6 @@ def previous_chart() -> Path:
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
     return folder / "charts" / "headrace"
-
-
-def leader_pod(system: Kube) -> str:
-    """Name of the operator pod that holds the Lease now, or empty."""
-    lease = system.find("lease", LEASE)
-    return ((lease or {}).get("spec", {}).get("holderIdentity") or "").partition("_")[0]
 
 
 def metric_sum(text: str, name: str, *labels: str) -> float:
@@ -120,10 +72,10 @@ def writes_by_operator(kube: Kube, leader: str) -> float:
 class Zones:
     """The zones of the local cluster: each worker node is a container that can be frozen."""
 
-    helm: Helm
+    release: Release
 
     def _kube(self) -> Kube:
-        return Kube(self.helm.kubectl, self.helm.kubeconfig, "default")
+        return self.release.kube("default")
 
     def nodes(self, zone: str) -> list[str]:
         """Nodes of a zone."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from tests.e2e.installation import SYSTEM_NAMESPACE, Helm, Zones, leader_pod, previous_chart, writes_by_operator
-from tests.e2e.kube import Kube, wait_for
+from cluster.kubectl import Kube, wait_for
+from cluster.release import SYSTEM_NAMESPACE, Release, leader_pod
+from tests.e2e.installation import Zones, previous_chart, writes_by_operator
 from tests.e2e.resources import gpu_job, script_job
 from tests.e2e.test_training import finished, pods_of, running_past
 
@@ -18,18 +19,18 @@ def test_the_two_replicas_are_in_two_zones(kube: Kube, zones: Zones) -> None:
     assert len({zones.of_node(pod["spec"]["nodeName"]) for pod in pods}) == 2
 
 
-def test_the_charts_own_tests_pass(helm: Helm) -> None:
-    helm.test()
+def test_the_charts_own_tests_pass(release: Release) -> None:
+    release.test()
 
 
-def test_an_upgrade_and_a_rollback_leave_running_jobs_alone(kube: Kube, helm: Helm) -> None:
-    helm.install(previous_chart())
+def test_an_upgrade_and_a_rollback_leave_running_jobs_alone(kube: Kube, release: Release) -> None:
+    release.install(previous_chart())
     kube.apply(*script_job("through", steps=150, step_seconds=0.3))
     running_past(kube, "through", 3)
     before = {name: pod["metadata"]["uid"] for name, pod in pods_of(kube, "through").items()}
-    helm.install(values={"operator.podAnnotations.upgrade": "yes"})
-    helm.rollback()
-    helm.install()
+    release.install(values={"operator.podAnnotations.upgrade": "yes"})
+    release.rollback()
+    release.install()
     after = {name: pod["metadata"]["uid"] for name, pod in pods_of(kube, "through").items()}
     assert before == after
     job = wait_for("the run ends", lambda: finished(kube, "through"), seconds=180)

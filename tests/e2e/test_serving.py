@@ -9,8 +9,8 @@ import pytest
 import tritonclient.http as triton
 from sklearn.datasets import load_digits
 
+from cluster.kubectl import Kube, Manifest, condition, is_true, wait_for
 from tests.e2e.installation import Zones
-from tests.e2e.kube import Kube, Manifest, condition, is_true, wait_for
 from tests.e2e.resources import inference_service, training_job
 from tests.e2e.traffic import traffic
 

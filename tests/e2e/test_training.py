@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from tests.e2e.installation import SYSTEM_NAMESPACE, leader_pod
-from tests.e2e.kube import Kube, Manifest, condition, is_true, wait_for
+from cluster.kubectl import Kube, Manifest, condition, is_true, wait_for
+from cluster.release import SYSTEM_NAMESPACE, leader_pod
 from tests.e2e.resources import gpu_job, script_job, training_job
 
 ONE_WORKER_NOISE = 0.02

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.e2e.kube import Kube, Manifest, wait_for
+from cluster.kubectl import Kube, Manifest, wait_for
 
 CLIENT = textwrap.dedent(
     """\

@@ -1,4 +1,7 @@
-"""A user's hands in the e2e tests: kubectl, and waits that say what they last saw."""
+"""A user's hands: kubectl against one cluster, and waits that say what they last saw.
+
+The demo and the e2e tests do everything through this, so what they show is what a user can do.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from cluster.process import ClusterError
 
 Manifest = dict[str, Any]
 T = TypeVar("T")
@@ -35,7 +40,7 @@ class Kube:
         """Run kubectl and return its standard output.
 
         Raises:
-            AssertionError: kubectl failed; its standard error is in the message.
+            ClusterError: kubectl failed; its standard error is in the message.
         """
         done = subprocess.run(
             [str(self.kubectl), "--kubeconfig", str(self.kubeconfig), "-n", self.namespace, *arguments],
@@ -46,7 +51,7 @@ class Kube:
             check=False,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
+            raise ClusterError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
         return done.stdout
 
     def within(self, namespace: str) -> Kube:
@@ -58,7 +63,7 @@ class Kube:
         self.run("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(manifests))
 
     def refused(self, manifest: Manifest) -> str:
-        """The API server's words on an object that it must refuse."""
+        """The API server's words on an object that it must refuse; ClusterError when it accepts."""
         done = subprocess.run(
             [str(self.kubectl), "--kubeconfig", str(self.kubeconfig), "-n", self.namespace, "apply", "-f", "-"],
             input=yaml.safe_dump(manifest),
@@ -67,7 +72,8 @@ class Kube:
             timeout=60,
             check=False,
         )
-        assert done.returncode != 0, f"accepted: {done.stdout}"
+        if done.returncode == 0:
+            raise ClusterError(f"accepted: {done.stdout.strip()}")
         return done.stderr
 
     def find(self, kind: str, name: str) -> Manifest | None:
@@ -118,7 +124,7 @@ class Kube:
             assert process.stdout is not None
             line = process.stdout.readline()
             if "Forwarding from 127.0.0.1:" not in line:
-                raise AssertionError(f"port-forward to {target} failed: {line.strip()}")
+                raise ClusterError(f"port-forward to {target} failed: {line.strip()}")
             yield int(line.split("127.0.0.1:")[1].split(" ")[0])
         finally:
             process.terminate()
@@ -130,12 +136,12 @@ def wait_for(what: str, look: Callable[[], T | None], *, seconds: float, every: 
 
     Args:
         what: What is waited for, as the failure names it.
-        look: Returns the thing, or None/False; may raise AssertionError while it is not there yet.
+        look: Returns the thing, or None/False; a ClusterError that it raises means «not yet».
         seconds: Deadline.
         every: Pause between two looks.
 
     Raises:
-        AssertionError: The deadline passed; says what was last seen.
+        TimeoutError: The deadline passed; says what was last seen.
     """
     deadline = time.monotonic() + seconds
     last: object = None
@@ -144,10 +150,10 @@ def wait_for(what: str, look: Callable[[], T | None], *, seconds: float, every: 
             last = look()
             if last:
                 return last  # type: ignore[return-value]
-        except AssertionError as error:
+        except ClusterError as error:
             last = error
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what} did not happen within {seconds:g} s; last seen: {last!r}")
+            raise TimeoutError(f"{what} did not happen within {seconds:g} s; last seen: {last!r}")
         time.sleep(every)
 
 

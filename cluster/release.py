@@ -1,0 +1,68 @@
+"""The chart of this checkout as the Helm release `headrace`."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.kind import kubeconfig
+from cluster.kubectl import Kube
+from cluster.process import ClusterError
+from cluster.tools import tool
+
+CHART = Path(__file__).parents[1] / "charts" / "headrace"
+SYSTEM_NAMESPACE = "headrace-system"
+LEASE = "headrace-operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The release `headrace`, as an administrator handles it."""
+
+    helm: Path
+    kubectl: Path
+    kubeconfig: Path
+
+    def run(self, *arguments: str) -> str:
+        """Run helm in the system namespace; an error carries helm's own words."""
+        done = subprocess.run(
+            [str(self.helm), "--kubeconfig", str(self.kubeconfig), "-n", SYSTEM_NAMESPACE, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ClusterError(
+                f"helm {' '.join(arguments)} failed: {done.stderr.strip()} {done.stdout[-2000:]}".strip()
+            )
+        return done.stdout
+
+    @classmethod
+    def local(cls) -> Release:
+        """The release on the local cluster."""
+        return cls(tool("helm"), tool("kubectl"), kubeconfig())
+
+    def kube(self, namespace: str = SYSTEM_NAMESPACE) -> Kube:
+        """kubectl against the same cluster."""
+        return Kube(self.kubectl, self.kubeconfig, namespace)
+
+    def install(self, chart: Path = CHART, values: Mapping[str, str] | None = None) -> None:
+        """Install or upgrade, and wait until everything is ready."""
+        sets = [item for key, value in (values or {}).items() for item in ("--set-string", f"{key}={value}")]
+        self.run("upgrade", "--install", "headrace", str(chart), "--create-namespace", "--wait", "--timeout=5m", *sets)
+
+    def rollback(self) -> None:
+        """Back to the revision before."""
+        self.run("rollback", "headrace", "--wait", "--timeout=5m")
+
+    def test(self) -> None:
+        """Run the chart's tests."""
+        self.run("test", "headrace", "--timeout=3m")
+
+
+def leader_pod(system: Kube) -> str:
+    """Name of the operator pod that holds the Lease now, or empty."""
+    lease = system.find("lease", LEASE)
+    return ((lease or {}).get("spec", {}).get("holderIdentity") or "").partition("_")[0]

@@ -1,0 +1,88 @@
+"""What a namespace needs once, whatever runs in it: an identity for pods, and the credentials of the default storage.
+
+These objects belong to no single resource (``Apply(owned=False)``), have the same content whoever applies them, and
+stay when the last resource goes.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+from controllers.runtime.controller import PolicyRule
+from controllers.runtime.objects import MANAGED_LABELS, ROLE_BINDING, SECRET, SERVICE_ACCOUNT, Manifest, ObjectType
+from controllers.runtime.plan import Apply
+from controllers.runtime.settings import Settings, StorageSettings
+
+WORKER_ACCOUNT = "headrace-worker"
+"""ServiceAccount of pods that name none: it may patch the report of its own pod and nothing else."""
+STORAGE_SECRET = "headrace-storage"
+"""Secret with the credentials of the default storage, under the names that S3 clients read from the environment."""
+NAMESPACE_TYPES: tuple[ObjectType, ...] = (SERVICE_ACCOUNT, ROLE_BINDING, SECRET)
+"""Types that `namespace_objects` applies; part of what each kind that uses it declares in `owns`."""
+
+
+def namespace_rules(settings: Settings) -> tuple[PolicyRule, ...]:
+    """RBAC for `namespace_objects`: binding the workers' ClusterRole takes the verb `bind` on it."""
+    return (PolicyRule(("rbac.authorization.k8s.io",), ("clusterroles",), ("bind",), (settings.worker_cluster_role,)),)
+
+
+def namespace_objects(
+    namespace: str, settings: Settings, *, account: bool = True, storage: bool = True
+) -> tuple[Apply, ...]:
+    """The shared objects of one namespace, in the order in which pods need them.
+
+    Args:
+        namespace: Where they go.
+        settings: Names and credentials of this installation.
+        account: A pod runs as `headrace-worker` (no serviceAccountName was given).
+        storage: A pod uses the installation's default storage (no secretRef was given).
+    """
+    applies: list[Apply] = []
+    if account:
+        applies.append(Apply(SERVICE_ACCOUNT, service_account(namespace), owned=False))
+        applies.append(Apply(ROLE_BINDING, role_binding(namespace, settings.worker_cluster_role), owned=False))
+    if storage:
+        applies.append(Apply(SECRET, storage_secret(namespace, settings.storage), owned=False))
+    return tuple(applies)
+
+
+def service_account(namespace: str) -> Manifest:
+    """The identity of worker, router and predictor pods. Its token is mounted only where a pod asks for it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": _metadata(namespace, WORKER_ACCOUNT),
+        "automountServiceAccountToken": False,
+    }
+
+
+def role_binding(namespace: str, cluster_role: str) -> Manifest:
+    """Lets the account report in this namespace; the chart's ValidatingAdmissionPolicy narrows it to the own pod."""
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": _metadata(namespace, WORKER_ACCOUNT),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_role},
+        "subjects": [{"kind": "ServiceAccount", "name": WORKER_ACCOUNT, "namespace": namespace}],
+    }
+
+
+def storage_secret(namespace: str, storage: StorageSettings) -> Manifest:
+    """Credentials of the default storage; keys without a value are left out, so the client's own defaults hold."""
+    values = {
+        "AWS_ACCESS_KEY_ID": storage.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": storage.secret_access_key,
+        "AWS_ENDPOINT_URL": storage.endpoint,
+        "AWS_REGION": storage.region,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(namespace, STORAGE_SECRET),
+        "type": "Opaque",
+        "data": {name: b64encode(value.encode()).decode() for name, value in values.items() if value},
+    }
+
+
+def _metadata(namespace: str, name: str) -> Manifest:
+    return {"name": name, "namespace": namespace, "labels": dict(MANAGED_LABELS)}

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema, model_validator
 
 from headrace.api.meta import LocalReference, PodOptions, Resource, Status
 from headrace.api.schema import (
     LIST_ATOMIC,
     Column,
     DNSLabel,
-    Duration,
     KindInfo,
     Model,
+    PositiveDuration,
     Rule,
     StorageURI,
     list_map,
+    name_rules,
     rules,
 )
+
+MAX_NAME_LENGTH = 63 - len("-predictor")
+"""Names of Services are DNS labels (RFC 1035), at most 63 characters."""
 
 
 class ModelSource(Model):
@@ -32,6 +37,14 @@ class ModelSource(Model):
     """Secret with storage credentials, as in a TrainingJob's storage.secretRef; by default the embedded store's."""
 
 
+_ELEMENTS: dict[str, tuple[type, ...]] = {"BOOL": (bool,), "BYTES": (str,), "FP32": (int, float), "FP64": (int, float)}
+"""JSON types of a tensor's values by its datatype; the others are whole numbers."""
+
+
+def _fallback_order(spec: InferenceServiceSpec) -> bool:
+    return all(step.static is None for step in spec.fallback[:-1])
+
+
 class Tensor(Model):
     """One named output tensor of the Open Inference Protocol, without the batch dimension."""
 
@@ -41,9 +54,9 @@ class Tensor(Model):
         "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"
     ]
     """Element type."""
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=8, json_schema_extra=LIST_ATOMIC)] = Field(
-        default_factory=list
-    )
+    shape: Annotated[
+        list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=8, json_schema_extra=LIST_ATOMIC)
+    ] = Field(default_factory=list)
     """Shape for one row of the request; the batch dimension is put before it."""
     data: Annotated[
         list[Any],
@@ -57,7 +70,20 @@ class Tensor(Model):
             }
         ),
     ]
-    """Flat row-major values for one row, repeated for each row of the request."""
+    """Flat row-major values for one row, repeated for each row of the request: as many as the product of `shape`."""
+
+    @model_validator(mode="after")
+    def _hold_one_row(self) -> Self:
+        # Not a CEL rule: the values have no one type in a structural schema, so CEL does not see them.
+        if len(self.data) != (count := math.prod(self.shape)):
+            raise ValueError(
+                f"data of output {self.name} has {len(self.data)} values and shape {self.shape} means {count}"
+            )
+        types = _ELEMENTS.get(self.datatype, (int,))
+        for value in self.data:
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise ValueError(f"data of output {self.name}: {value!r} is no {self.datatype}")
+        return self
 
 
 class StaticResponse(Model):
@@ -72,6 +98,7 @@ class StaticResponse(Model):
         "self.minimumNumberOfCalls <= self.slidingWindowSize",
         "minimumNumberOfCalls must not exceed slidingWindowSize, or the breaker never opens",
         ".minimumNumberOfCalls",
+        lambda breaker: breaker.minimum_number_of_calls <= breaker.sliding_window_size,
     )
 )
 class CircuitBreaker(Model):
@@ -83,7 +110,7 @@ class CircuitBreaker(Model):
     """Calls before the rate is looked at."""
     failure_rate_threshold: Annotated[int, Field(ge=1, le=100)] = 50
     """Percent of failed calls (errors and timeouts) that opens the breaker."""
-    wait_duration_in_open_state: Duration = "5s"
+    wait_duration_in_open_state: PositiveDuration = "5s"
     """Time during which the step is not asked."""
     permitted_calls_in_half_open_state: Annotated[int, Field(ge=1, le=1000)] = 3
     """Trial calls that decide between closing and opening again."""
@@ -92,7 +119,7 @@ class CircuitBreaker(Model):
 class StepOptions(Model):
     """How long a step of the chain may take and when it is given up."""
 
-    timeout: Duration = "1s"
+    timeout: PositiveDuration = "1s"
     """Time for this step's answer; after it the next step is asked."""
     max_concurrency: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Requests in flight to this step from one router; above it the step counts as overloaded and the next is asked."""
@@ -105,6 +132,7 @@ class StepOptions(Model):
         "self.minReplicas <= self.maxReplicas",
         "maxReplicas must be at least minReplicas",
         ".maxReplicas",
+        lambda predictor: predictor.min_replicas <= predictor.max_replicas,
     )
 )
 class Predictor(StepOptions, PodOptions):
@@ -124,6 +152,7 @@ class Predictor(StepOptions, PodOptions):
     Rule(
         "has(self.model) != has(self.static)",
         "a fallback step is either a model or a static response: set exactly one of model and static",
+        check=lambda step: (step.model is None) != (step.static is None),
     )
 )
 class FallbackStep(StepOptions):
@@ -149,12 +178,14 @@ class Router(PodOptions):
         "!has(self.fallback) || self.fallback.all(s, s.name != 'predictor')",
         "the name predictor means the primary model: give the fallback step another name",
         ".fallback",
+        lambda spec: all(step.name != "predictor" for step in spec.fallback),
     ),
     Rule(
         "!has(self.fallback) || self.fallback.size() < 2 || "
         "!self.fallback.exists(s, has(s.static)) || has(self.fallback[self.fallback.size() - 1].static)",
         "a static response never fails, so no step after it is ever asked: put it last",
         ".fallback",
+        _fallback_order,
     ),
 )
 class InferenceServiceSpec(Model):
@@ -207,6 +238,7 @@ class InferenceServiceStatus(Status):
     """Pods in front."""
 
 
+@rules(*name_rules(MAX_NAME_LENGTH, "<name>-predictor"))
 class InferenceService(Resource):
     """A model behind one address that goes on answering when the model does not."""
 

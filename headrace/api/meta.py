@@ -8,7 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from headrace.api.schema import LIST_ATOMIC, KindInfo, Model, ObjectName, Opaque, Quantity, list_map
+from headrace.api.schema import (
+    LIST_ATOMIC,
+    KindInfo,
+    Model,
+    ObjectName,
+    Opaque,
+    Quantity,
+    Rule,
+    list_map,
+    remedy,
+    rules,
+)
 
 
 class ObjectMeta(Model):
@@ -81,6 +92,24 @@ class KeyReference(Model):
     """Key inside the object's data."""
 
 
+def _requests_within_limits(resources: Resources) -> bool:
+    return all(
+        parse_quantity(amount) <= parse_quantity(resources.limits[name])
+        for name, amount in resources.requests.items()
+        if name in resources.limits
+    )
+
+
+@rules(
+    Rule(
+        "!has(self.requests) || !has(self.limits) || self.requests.all(r, !(r in self.limits) || "
+        "!isQuantity(string(self.requests[r])) || !isQuantity(string(self.limits[r])) || "
+        "!quantity(string(self.requests[r])).isGreaterThan(quantity(string(self.limits[r]))))",
+        "a request may not exceed the limit of the same resource: raise the limit or lower the request",
+        ".requests",
+        _requests_within_limits,
+    )
+)
 class Resources(Model):
     """Compute resources of one pod's main container."""
 
@@ -90,12 +119,30 @@ class Resources(Model):
     """What the container may not exceed, by resource name."""
 
 
+@rules(
+    Rule(
+        "!(has(self.value) && has(self.valueFrom))",
+        "set value or valueFrom, not both",
+        ".valueFrom",
+        lambda variable: variable.value is None or variable.value_from is None,
+    )
+)
 class EnvVar(Model):
     """An environment variable; `value` or `valueFrom`."""
 
-    name: Annotated[str, Field(min_length=1, max_length=253)]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[^=\s]+$",
+            min_length=1,
+            max_length=253,
+            json_schema_extra=remedy(
+                r"self.matches(r'^[^=\s]+$')", "write a name such as LOG_LEVEL, without '=' or spaces"
+            ),
+        ),
+    ]
     """Name of the variable."""
-    value: str | None = None
+    value: Annotated[str, Field(max_length=131_072)] | None = None
     """Its value."""
     value_from: Opaque | None = None
     """Its source, as in a pod's container."""
@@ -110,7 +157,9 @@ class PodOptions(Model):
         default_factory=list
     )
     """Environment of the main container."""
-    node_selector: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)] = Field(
+        default_factory=dict
+    )
     """Labels that a node must carry."""
     tolerations: Annotated[list[Opaque], Field(max_length=64, json_schema_extra=LIST_ATOMIC)] = Field(
         default_factory=list
@@ -122,7 +171,7 @@ class PodOptions(Model):
         Field(default_factory=list)
     )
     """Secrets with registry credentials."""
-    priority_class_name: str | None = None
+    priority_class_name: ObjectName | None = None
     """PriorityClass of the pods."""
     service_account_name: ObjectName | None = None
     """ServiceAccount of the pods; by default one that may do nothing but report the pod's own progress."""
@@ -141,6 +190,25 @@ def parse_duration(text: str) -> timedelta:
     if not parts or "".join(a + b for a, b in parts) != text:
         raise ValueError(f"{text!r} is no duration; write it like 250ms, 30s or 1h30m")
     return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+_SUFFIXES = {
+    "": 1.0,
+    **{suffix: 1000.0**power for suffix, power in zip("numkMGTPE", (-3, -2, -1, 1, 2, 3, 4, 5, 6), strict=True)},
+    **{f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", 1)},
+}
+
+
+def parse_quantity(value: int | str) -> float:
+    """The number that a Kubernetes quantity means, in the resource's base unit (cores, bytes).
+
+    Raises:
+        ValueError: the text is no quantity.
+    """
+    match = re.fullmatch(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9.]+)?)([numkMGTPE]|[KMGTPE]i)?", str(value))
+    if match is None:
+        raise ValueError(f"{value!r} is no quantity; write it like 500m, 2 or 1Gi")
+    return float(match[1]) * _SUFFIXES[match[2] or ""]
 
 
 def rfc3339(moment: datetime) -> str:

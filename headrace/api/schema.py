@@ -8,11 +8,12 @@ the kind's own names, columns and scale paths.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
 GROUP = "headrace.dev"
@@ -31,6 +32,13 @@ class Model(BaseModel):
     )
     cel_rules: ClassVar[tuple[Rule, ...]] = ()
 
+    @model_validator(mode="after")
+    def _obey_rules(self) -> Self:
+        for rule in type(self).cel_rules:
+            if rule.check is not None and not rule.check(self):
+                raise ValueError(f"{rule.field_path}: {rule.message}" if rule.field_path else rule.message)
+        return self
+
     def manifest(self) -> dict[str, Any]:
         """The value as Kubernetes JSON: camelCase keys, unset optional fields left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -44,11 +52,14 @@ class Rule:
         rule: CEL expression over ``self`` (and ``oldSelf`` for transition rules).
         message: What was wrong and what would be right; names the field.
         field_path: JSON path of the field that the message is about, such as ``.maxReplicas``.
+        check: The same rule in Python, which validates the model; None where only the API server can tell
+            (transitions, names).
     """
 
     rule: str
     message: str
     field_path: str | None = None
+    check: Callable[[Any], bool] | None = None
 
 
 M = TypeVar("M", bound=type[Model])
@@ -107,6 +118,32 @@ def list_map(*keys: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
+def remedy(rule: str, message: str) -> dict[str, Any]:
+    """``json_schema_extra`` of a scalar: a CEL rule whose message says what would be right, as no bare pattern can."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message}]}
+
+
+def name_rules(longest: int, child: str) -> tuple[Rule, ...]:
+    """Rules of a kind whose children are named after it: the name starts a Service's name (RFC 1035 label).
+
+    Args:
+        longest: Characters that leave room for the longest suffix.
+        child: How the longest child is named, for the message.
+    """
+    return (
+        Rule(
+            f"self.metadata.name.size() <= {longest}",
+            f"metadata.name: at most {longest} characters, so that {child} fits in 63: choose a shorter name",
+            ".metadata",
+        ),
+        Rule(
+            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "metadata.name: it names a Service, so start with a letter and use lower case letters, digits and '-'",
+            ".metadata",
+        ),
+    )
+
+
 LIST_ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
 
 Opaque = Annotated[
@@ -115,39 +152,125 @@ Opaque = Annotated[
 ]
 """A Kubernetes object that the API server checks when the child is made; kept as it is, not inlined in our schema."""
 
+_DURATION = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h))+$"
+_DURATION_REMEDY = "write a duration such as 250ms, 30s, 5m or 1h30m"
+
 Duration = Annotated[
     str,
-    Field(pattern=r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$", max_length=32, examples=["30s", "5m", "1h30m", "250ms"]),
+    Field(
+        pattern=_DURATION,
+        max_length=32,
+        examples=["250ms", "30s", "1h30m"],
+        json_schema_extra=remedy(f"self.matches(r'{_DURATION}')", _DURATION_REMEDY),
+    ),
 ]
 """A Go duration such as ``250ms``, ``30s`` or ``1h30m``."""
 
+
+def _above_zero(text: str) -> str:
+    if not re.search("[1-9]", text):
+        raise ValueError(
+            f"a time of {text} is over before anything can answer: write one above zero, such as 250ms or 1s"
+        )
+    return text
+
+
+PositiveDuration = Annotated[
+    str,
+    Field(
+        pattern=_DURATION,
+        max_length=32,
+        examples=["250ms", "1s", "5m"],
+        json_schema_extra=remedy(
+            f"self.matches(r'{_DURATION}') && self.matches('[1-9]')", f"{_DURATION_REMEDY}, above zero"
+        ),
+    ),
+    AfterValidator(_above_zero),
+]
+"""A Go duration above zero."""
+
+_QUANTITY = (
+    r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
+)
+
+
+def _quantity(value: int | str) -> int | str:
+    if isinstance(value, str) and not re.match(_QUANTITY, value):
+        raise ValueError(f"{value!r} is no quantity: write it like 500m, 2 or 1Gi")
+    return value
+
+
 Quantity = Annotated[
     int | str,
+    AfterValidator(_quantity),
     WithJsonSchema(
         {
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "pattern": (
-                r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
-                r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
-            ),
+            "pattern": _QUANTITY,
+            "maxLength": 32,
+            **remedy("type(self) == int || isQuantity(string(self))", "write a quantity such as 500m, 2 or 1Gi"),
         }
     ),
 ]
 """A Kubernetes quantity such as ``500m``, ``2`` or ``1Gi``."""
 
-DNSLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
+_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+DNSLabel = Annotated[
+    str,
+    Field(
+        pattern=_LABEL,
+        min_length=1,
+        max_length=63,
+        json_schema_extra=remedy(
+            f"self.matches(r'{_LABEL}')", "use lower case letters, digits and '-', with a letter or digit at both ends"
+        ),
+    ),
+]
 """An RFC 1123 label."""
 
-ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
+ObjectName = Annotated[
+    str,
+    Field(
+        pattern=_NAME,
+        min_length=1,
+        max_length=253,
+        json_schema_extra=remedy(
+            f"self.matches(r'{_NAME}')",
+            "write the name of an object in this namespace: lower case letters, digits, '-' and '.'",
+        ),
+    ),
+]
 """An RFC 1123 subdomain, the name of most Kubernetes objects."""
+
+_URI = r"^(s3|hdfs|file)://[^\s]+$"
 
 StorageURI = Annotated[
     str,
     Field(
-        pattern=r"^(s3|hdfs|file)://[^\s]+$",
+        pattern=_URI,
         max_length=1024,
         examples=["s3://models/digits", "hdfs://namenode:8020/models/digits", "file:///mnt/models/digits"],
+        json_schema_extra=remedy(
+            f"self.matches(r'{_URI}')",
+            "write a storage address such as s3://bucket/path, hdfs://namenode:8020/path or file:///path",
+        ),
     ),
 ]
 """A folder or a file in storage: ``s3://``, ``hdfs://`` or ``file://``."""
+
+ImageName = Annotated[
+    str,
+    Field(
+        pattern=r"^[^\s]+$",
+        min_length=1,
+        max_length=1024,
+        json_schema_extra=remedy(
+            r"self.matches(r'^[^\s]+$')", "write an image such as registry.example/team/image:tag"
+        ),
+    ),
+]
+"""A container image."""

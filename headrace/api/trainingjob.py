@@ -5,20 +5,64 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from headrace.api.meta import KeyReference, LocalReference, PodOptions, Resource, Status
 from headrace.api.schema import (
     LIST_ATOMIC,
     Column,
     Duration,
+    ImageName,
     KindInfo,
     Model,
     Rule,
     StorageURI,
     list_map,
+    name_rules,
+    remedy,
     rules,
 )
+
+RESERVED_ENV = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "POD_NAME",
+    "POD_NAMESPACE",
+    "HEADRACE_JOB",
+    "HEADRACE_ATTEMPT",
+)
+"""Environment of a worker that the job itself sets."""
+
+MAX_NAME_LENGTH = 63 - len("-worker-4095")
+"""A pod's name is its host name, at most 63 characters (RFC 1123)."""
+
+
+def _inside_repository(path: str) -> str:
+    if ".." in path:
+        raise ValueError(f"{path} leaves the repository: write the file's path from the repository's root")
+    return path
+
+
+def _fixed(*fields: str) -> tuple[Rule, ...]:
+    """Transition rules: these fields stay as they were, for the workers that run were made from them."""
+    return tuple(
+        Rule(
+            f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+            f"{field} cannot change once the job exists, its workers are made from it: "
+            "create a TrainingJob with another name, or delete this one first",
+            f".{field}",
+        )
+        for field in fields
+    )
+
+
+Argument = Annotated[str, Field(max_length=131_072)]
+"""One word of a command line, at most what Linux takes (MAX_ARG_STRLEN)."""
 
 
 class GPU(Model):
@@ -28,7 +72,17 @@ class GPU(Model):
     """GPUs of each worker; one process is started per GPU."""
     product: Annotated[str, Field(max_length=63)] | None = None
     """Product that the node must have, as the GPU operator labels it in nvidia.com/gpu.product."""
-    resource_name: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$", max_length=253)] = "nvidia.com/gpu"
+    resource_name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$",
+            max_length=253,
+            json_schema_extra=remedy(
+                r"self.matches(r'^[a-z0-9.-]+/[a-zA-Z0-9._-]+$')",
+                "write an extended resource such as nvidia.com/gpu or amd.com/gpu",
+            ),
+        ),
+    ] = "nvidia.com/gpu"
     """Extended resource that the device plugin offers."""
 
 
@@ -47,6 +101,7 @@ class Topology(Model):
     Rule(
         "has(self.uri) != has(self.builtin)",
         "dataset: set exactly one of uri (files in storage) and builtin (a data set that the trainer ships)",
+        check=lambda dataset: (dataset.uri is None) != (dataset.builtin is None),
     )
 )
 class Dataset(Model):
@@ -83,14 +138,52 @@ class ClassifierTrainer(Model):
     """Seeds the split, the order of rows and the first weights."""
 
 
+@rules(
+    Rule(
+        "!has(self.secretRef) || self.repo.startsWith('https://')",
+        "secretRef holds a user name and password, which only https:// takes: change repo or leave secretRef out",
+        ".secretRef",
+        lambda git: git.secret_ref is None or git.repo.startswith("https://"),
+    )
+)
 class GitSource(Model):
     """A file in a git repository."""
 
-    repo: Annotated[str, Field(pattern=r"^(https?|ssh|git|file)://[^\s]+$", max_length=1024)]
+    repo: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?|ssh|git|file)://[^\s]+$",
+            max_length=1024,
+            json_schema_extra=remedy(
+                r"self.matches(r'^(https?|ssh|git|file)://[^\s]+$')",
+                "write a repository's URL such as https://git.example/team/models.git",
+            ),
+        ),
+    ]
     """URL of the repository."""
-    ref: Annotated[str, Field(min_length=1, max_length=253)] = "HEAD"
+    ref: Annotated[
+        str,
+        Field(
+            pattern=r"^[^-\s][^\s]*$",
+            min_length=1,
+            max_length=253,
+            json_schema_extra=remedy(r"self.matches(r'^[^-\s][^\s]*$')", "write a branch, a tag or a commit"),
+        ),
+    ] = "HEAD"
     """Branch, tag or commit; a commit makes the run repeatable."""
-    path: Annotated[str, Field(min_length=1, max_length=1024)]
+    path: Annotated[
+        str,
+        Field(
+            pattern=r"^[^/.\s][^\s]*$",
+            min_length=1,
+            max_length=1024,
+            json_schema_extra=remedy(
+                r"self.matches(r'^[^/.\s][^\s]*$') && !self.contains('..')",
+                "write the file's path from the repository's root, such as training/train.py",
+            ),
+        ),
+        AfterValidator(_inside_repository),
+    ]
     """File to run, from the repository's root."""
     secret_ref: LocalReference | None = None
     """Secret with `username` and `password` for https."""
@@ -100,6 +193,7 @@ class GitSource(Model):
     Rule(
         "[has(self.configMap), has(self.git), has(self.path)].filter(x, x).size() == 1",
         "script: set exactly one of configMap, git and path (a file inside the image)",
+        check=lambda script: [script.config_map, script.git, script.path].count(None) == 2,
     )
 )
 class Script(Model):
@@ -142,17 +236,68 @@ class RestartPolicy(Model):
     Rule(
         "[has(self.classifier), has(self.script), has(self.command)].filter(x, x).size() == 1",
         "set exactly one of classifier (built-in trainer), script and command",
+        check=lambda spec: [spec.classifier, spec.script, spec.command].count(None) == 2,
     ),
-    Rule("!has(self.command) || has(self.image)", "command needs an image to run in: set image", ".image"),
+    Rule(
+        "!has(self.command) || has(self.image)",
+        "command needs an image to run in: set image",
+        ".image",
+        lambda spec: spec.command is None or spec.image is not None,
+    ),
     Rule(
         "!has(self.script) || !has(self.script.path) || has(self.image)",
         "script.path is a file inside the image: set image",
         ".image",
+        lambda spec: spec.script is None or spec.script.path is None or spec.image is not None,
     ),
     Rule(
-        "!has(self.gpu) || !has(self.resources.limits) || !(self.gpu.resourceName in self.resources.limits)",
-        "the GPU resource is set by gpu.count: remove it from resources.limits",
+        "!has(self.classifier) || !has(self.args) || self.args.size() == 0",
+        "the built-in trainer takes no arguments: set the fields of classifier, or move args to a script",
+        ".args",
+        lambda spec: spec.classifier is None or not spec.args,
+    ),
+    Rule(
+        "!has(self.classifier) || self.classifier.batchSize >= self.numWorkers * (has(self.gpu) ? self.gpu.count : 1)",
+        "classifier.batchSize is shared by all processes, and each needs a row: "
+        "raise it to numWorkers (times gpu.count), or ask for fewer workers",
+        ".classifier",
+        lambda spec: spec.classifier is None or spec.classifier.batch_size >= spec.processes,
+    ),
+    Rule(
+        "!has(self.gpu) || !has(self.resources) || "
+        "((!has(self.resources.limits) || !(self.gpu.resourceName in self.resources.limits)) && "
+        "(!has(self.resources.requests) || !(self.gpu.resourceName in self.resources.requests)))",
+        "the GPU resource is set by gpu.count: remove it from resources",
         ".resources",
+        lambda spec: (
+            spec.gpu is None or spec.gpu.resource_name not in {**spec.resources.limits, **spec.resources.requests}
+        ),
+    ),
+    Rule(
+        f"!has(self.env) || self.env.all(e, !(e.name in [{', '.join(repr(name) for name in RESERVED_ENV)}]))",
+        f"the job itself sets {', '.join(RESERVED_ENV)}: remove them from env",
+        ".env",
+        lambda spec: not {variable.name for variable in spec.env} & set(RESERVED_ENV),
+    ),
+    *_fixed(
+        "numWorkers",
+        "image",
+        "classifier",
+        "script",
+        "command",
+        "args",
+        "gpu",
+        "topology",
+        "storage",
+        "checkpoint",
+        "resources",
+        "env",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "imagePullSecrets",
+        "priorityClassName",
+        "serviceAccountName",
     ),
 )
 class TrainingJobSpec(PodOptions):
@@ -160,15 +305,15 @@ class TrainingJobSpec(PodOptions):
 
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 1
     """Worker pods."""
-    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    image: ImageName | None = None
     """Container image; by default the trainer image of this release, with PyTorch."""
     classifier: ClassifierTrainer | None = None
     """Built-in trainer for classification."""
     script: Script | None = None
     """Your own PyTorch script."""
-    command: Annotated[list[str], Field(min_length=1, max_length=256, json_schema_extra=LIST_ATOMIC)] | None = None
+    command: Annotated[list[Argument], Field(min_length=1, max_length=256, json_schema_extra=LIST_ATOMIC)] | None = None
     """Your own entry point, run as it is under torchrun's environment."""
-    args: Annotated[list[str], Field(max_length=1024, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
+    args: Annotated[list[Argument], Field(max_length=1024, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
     """Arguments of the script or command."""
     gpu: GPU | None = None
     """GPUs of each worker; without it training runs on CPU with gloo."""
@@ -179,7 +324,12 @@ class TrainingJobSpec(PodOptions):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     """When the state of a run is saved."""
     restart_policy: RestartPolicy = Field(default_factory=RestartPolicy)
-    """How often a failed run is started again."""
+    """How often a failed run is started again; the one field that may change while the job runs."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of the whole group: one per worker, or one per GPU."""
+        return self.num_workers * (self.gpu.count if self.gpu else 1)
 
 
 class WorkerCounts(Model):
@@ -258,6 +408,7 @@ class TrainingJobStatus(Status):
     """When the run succeeded or failed."""
 
 
+@rules(*name_rules(MAX_NAME_LENGTH, "<name>-worker-<rank>"))
 class TrainingJob(Resource):
     """A distributed training run: workers in one or more zones, checkpoints in storage, a model at the end."""
 

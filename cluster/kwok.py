@@ -1,0 +1,103 @@
+"""Controllers, a scheduler and simulated nodes beside a bare control plane: pods «run» without containers.
+
+    plane = ControlPlane(folder); plane.start()
+    with simulated_nodes(plane, count=30):
+        ...
+
+The nodes lie in zones a, b and c by turns. Used by benchmarks, where thousands of pods are to be had on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cluster.controlplane import ControlPlane, Server, free_ports
+from cluster.features import feature_gates_flag
+from cluster.process import output
+from cluster.tools import tool, tools
+
+ZONES = ("a", "b", "c")
+
+
+def node(number: int) -> dict[str, object]:
+    """A simulated node of 64 CPUs and 256 GiB."""
+    capacity = {"cpu": "64", "memory": "256Gi", "pods": "250", "ephemeral-storage": "1Ti"}
+    name = f"simulated-{number}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "labels": {
+                "kubernetes.io/hostname": name,
+                "kubernetes.io/os": "linux",
+                "topology.kubernetes.io/zone": ZONES[number % len(ZONES)],
+                "topology.kubernetes.io/region": "local",
+            },
+        },
+        "status": {"allocatable": capacity, "capacity": capacity},
+    }
+
+
+@contextmanager
+def simulated_nodes(plane: ControlPlane, count: int) -> Iterator[None]:
+    """Run kube-controller-manager, kube-scheduler and kwok against a control plane that serves, with `count` nodes."""
+    tools(["kube-controller-manager", "kube-scheduler", "kwok"])
+    manager_port, scheduler_port, kwok_port = free_ports(3)
+    fast = ["--kube-api-qps=1000", "--kube-api-burst=2000", "--leader-elect=false", feature_gates_flag()]
+    kubeconfig = f"--kubeconfig={plane.kubeconfig}"
+    with ExitStack() as stack:
+
+        def serve(name: str, port: int, scheme: str, flags: Sequence[str | Path]) -> None:
+            server = Server([tool(name), *flags], plane.folder / f"{name}.log")
+            stack.callback(server.stop)
+            if scheme == "http":
+                server.wait_for(urllib.request.Request(f"http://127.0.0.1:{port}/healthz"))
+
+        serve(
+            "kube-controller-manager",
+            manager_port,
+            "https",
+            [
+                kubeconfig,
+                f"--secure-port={manager_port}",
+                "--bind-address=127.0.0.1",
+                f"--service-account-private-key-file={plane.service_account_key}",
+                f"--root-ca-file={plane.certificate_authority}",
+                f"--cert-dir={plane.folder / 'manager-pki'}",
+                *fast,
+            ],
+        )
+        serve(
+            "kube-scheduler",
+            scheduler_port,
+            "https",
+            [
+                kubeconfig,
+                f"--secure-port={scheduler_port}",
+                "--bind-address=127.0.0.1",
+                f"--cert-dir={plane.folder / 'scheduler-pki'}",
+                *fast,
+            ],
+        )
+        serve(
+            "kwok",
+            kwok_port,
+            "http",
+            [
+                kubeconfig,
+                "--manage-all-nodes=false",
+                "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+                f"--server-address=127.0.0.1:{kwok_port}",
+            ],
+        )
+        nodes = {"apiVersion": "v1", "kind": "List", "items": [node(number) for number in range(count)]}
+        kubectl: list[str | Path] = [tool("kubectl"), "--kubeconfig", plane.kubeconfig]
+        output([*kubectl, "create", "-f", "-"], stdin=json.dumps(nodes))
+        output([*kubectl, "wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])
+        yield

@@ -16,6 +16,8 @@ OWNER_UID = "headrace.dev/owner-uid"
 """Label with the uid of the resource that an object belongs to, where that is not its controlling owner: the pods of a
 Deployment are controlled by a ReplicaSet. Builders set it on pod templates; the caches' owner is this label where it is
 set, else the controlling owner. The resource it names is found by uid among the caches of the platform's kinds."""
+REPORT = "headrace.dev/report"
+"""Annotation of a pod with what the process inside says about its work, one line of JSON."""
 MANAGED_LABELS: Mapping[str, str] = {MANAGED_BY: "headrace"}
 """On every child; the watch caches select by it on the server."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from headrace.api.inferenceservice import FallbackStep, StepOptions
+from headrace.api.inferenceservice import FallbackStep, StepOptions, StepStatus
 from headrace.api.schema import DNSLabel, Model
 
 PREDICTOR = "predictor"
@@ -41,3 +41,12 @@ class Chain(Model):
     """The primary."""
     fallback: list[FallbackStep] = Field(default_factory=list)
     """What is asked after it, in order."""
+
+
+class RouterReport(Model):
+    """What a router says about itself in the annotation headrace.dev/report of its pod."""
+
+    answering: str = ""
+    """The step that is asked first now; empty when none can answer."""
+    steps: list[StepStatus] = Field(default_factory=list)
+    """Every step in order."""

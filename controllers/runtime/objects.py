@@ -13,9 +13,10 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 INSTANCE = "app.kubernetes.io/instance"
 OWNER_UID = "headrace.dev/owner-uid"
-"""Label with the uid of the resource that an object belongs to, where that is not its controlling owner: the pods of a
-Deployment are controlled by a ReplicaSet. Builders set it on pod templates; the caches' owner is this label where it is
-set, else the controlling owner. The resource it names is found by uid among the caches of the platform's kinds."""
+OWNER_KIND = "headrace.dev/owner-kind"
+"""Labels with uid and kind of the resource that an object belongs to, where that is not its controlling owner: the pods
+of a Deployment are controlled by a ReplicaSet. Builders set them on pod templates, beside the label of the resource's
+name (INSTANCE). The caches' owner is what these labels say where they are set, else the controlling owner."""
 REPORT = "headrace.dev/report"
 """Annotation of a pod with what the process inside says about its work, one line of JSON."""
 MANAGED_LABELS: Mapping[str, str] = {MANAGED_BY: "headrace"}

@@ -1,0 +1,257 @@
+"""The children of an InferenceService: a function per object, from the resource to the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from controllers.runtime.objects import COMPONENT, INSTANCE, MANAGED_LABELS, Manifest
+from controllers.runtime.pods import storage_env_from
+from controllers.runtime.settings import Settings
+from controllers.runtime.workload import PORT_NAME, Probes, Workload, content_hash
+from headrace.api import InferenceService
+from headrace.api.chain import CHAIN_FILE, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
+from headrace.api.inferenceservice import StepOptions
+from headrace.api.meta import parse_duration
+
+ROUTER = "router"
+"""Component label and container name of the routers; the predictors' is `headrace.api.chain.PREDICTOR`."""
+SERVICE_PORT = 80
+CHAIN_DIRECTORY = "/etc/headrace/chain"
+CREDENTIALS_DIRECTORY = "/etc/headrace/credentials"
+"""Where routers find the Secrets of fallback models: a folder per Secret, a file per AWS_* name."""
+MONITORING = "headrace.dev/monitoring"
+"""Label of namespaces whose pods may scrape the predictors' metrics, with the value "true"."""
+LIVE = "/v2/health/live"
+READY = "/v2/health/ready"
+
+
+def predictor_name(service: InferenceService) -> str:
+    """Name of the predictors' Deployment, Service, budget and policy."""
+    return f"{service.metadata.name}-{PREDICTOR}"
+
+
+def url(service: InferenceService, settings: Settings) -> str:
+    """Address inside the cluster."""
+    return f"http://{service.metadata.name}.{service.metadata.namespace}.svc.{settings.cluster_domain}"
+
+
+def chain(service: InferenceService, settings: Settings) -> Chain:
+    """What the routers execute."""
+    predictor = service.spec.predictor
+    namespace = service.metadata.namespace
+    return Chain(
+        name=service.metadata.name,
+        namespace=namespace,
+        predictor=RemotePredictor(
+            # The final dot spares the name servers the search list.
+            host=f"{predictor_name(service)}.{namespace}.svc.{settings.cluster_domain}.",
+            port=HTTP_PORT,
+            timeout=predictor.timeout,
+            max_concurrency=predictor.max_concurrency,
+            circuit_breaker=predictor.circuit_breaker,
+        ),
+        fallback=service.spec.fallback,
+    )
+
+
+def chain_config_map(service: InferenceService, settings: Settings) -> Manifest:
+    """The chain, immutable and named by its content.
+
+    Each revision of the routers mounts its own: a router that starts again during a rolling update reads what its
+    revision was made for, and no kubelet hands an old content to a new pod.
+    """
+    text = chain(service, settings).model_dump_json(by_alias=True, exclude_none=True)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(service, f"{service.metadata.name}-chain-{content_hash(text)}", ROUTER),
+        "immutable": True,
+        "data": {CHAIN_FILE: text},
+    }
+
+
+def router(service: InferenceService, settings: Settings, chain_name: str) -> Workload:
+    """The pods that answer the service's address.
+
+    Args:
+        service: The resource.
+        settings: Of this installation.
+        chain_name: Name of the ConfigMap with the chain.
+    """
+    spec = service.spec.router
+    secrets = sorted(
+        {step.model.secret_ref.name for step in service.spec.fallback if step.model and step.model.secret_ref}
+    )
+    return Workload(
+        name=service.metadata.name,
+        namespace=service.metadata.namespace,
+        instance=service.metadata.name,
+        owner_kind=service.info.kind,
+        owner_uid=service.metadata.uid,
+        component=ROUTER,
+        image=settings.serving_image,
+        image_pull_policy=settings.image_pull_policy,
+        args=(
+            *("python", "-m", "headrace.serving", "router"),
+            *("--chain", f"{CHAIN_DIRECTORY}/{CHAIN_FILE}"),
+            *("--port", str(HTTP_PORT)),
+        ),
+        options=spec,
+        replicas=spec.replicas,
+        most_replicas=spec.replicas,
+        port=HTTP_PORT,
+        # A router is up before anything answers behind it; it is ready when something does.
+        probes=Probes(startup=LIVE, readiness=READY, liveness=LIVE),
+        longest_request=sum(map(_timeout, (service.spec.predictor, *service.spec.fallback)), timedelta()),
+        ingress=({"ports": [_port()]},),
+        env_from=storage_env_from(None) if uses_default_storage_in_router(service) else (),
+        volumes=(
+            {"name": "chain", "configMap": {"name": chain_name}},
+            *(_secret_volume(index, name) for index, name in enumerate(secrets)),
+        ),
+        volume_mounts=(
+            {"name": "chain", "mountPath": CHAIN_DIRECTORY, "readOnly": True},
+            *(
+                {"name": _secret_volume_name(index), "mountPath": f"{CREDENTIALS_DIRECTORY}/{name}", "readOnly": True}
+                for index, name in enumerate(secrets)
+            ),
+        ),
+        token=True,
+    )
+
+
+def predictor(service: InferenceService, settings: Settings, replicas: int) -> Workload:
+    """The pods of the primary model.
+
+    Args:
+        service: The resource.
+        settings: Of this installation.
+        replicas: Pods asked for now, by the spec or by the autoscaler.
+    """
+    spec = service.spec.predictor
+    return Workload(
+        name=predictor_name(service),
+        namespace=service.metadata.namespace,
+        instance=service.metadata.name,
+        owner_kind=service.info.kind,
+        owner_uid=service.metadata.uid,
+        component=PREDICTOR,
+        image=settings.serving_image,
+        image_pull_policy=settings.image_pull_policy,
+        args=(
+            *("python", "-m", "headrace.serving", "predictor"),
+            *("--name", service.metadata.name),
+            *("--model-format", spec.model.model_format),
+            *("--storage-uri", spec.model.storage_uri),
+            *("--port", str(HTTP_PORT)),
+        ),
+        options=spec,
+        replicas=replicas,
+        most_replicas=spec.max_replicas,
+        port=HTTP_PORT,
+        # Loading the model is part of starting.
+        probes=Probes(startup=READY, readiness=READY, liveness=LIVE),
+        longest_request=_timeout(spec),
+        ingress=({"from": [_pods_of(service, ROUTER), _monitoring()], "ports": [_port()]},),
+        env_from=storage_env_from(spec.model.secret_ref),
+    )
+
+
+def router_service(service: InferenceService) -> Manifest:
+    """The address of the service.
+
+    Clients are sent to a router of their own zone while it has a ready one: until a dead zone is noticed (about 40 s),
+    clients elsewhere are not sent there.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(service, service.metadata.name, ROUTER),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": _selector(service, ROUTER),
+            "ports": [{"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}],
+            "trafficDistribution": "PreferClose",
+        },
+    }
+
+
+def predictor_service(service: InferenceService) -> Manifest:
+    """The names by which routers find each replica that is ready."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(service, predictor_name(service), PREDICTOR),
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": "None",
+            "publishNotReadyAddresses": False,
+            "selector": _selector(service, PREDICTOR),
+            "ports": [{"name": PORT_NAME, "port": HTTP_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}],
+        },
+    }
+
+
+def autoscaler(service: InferenceService) -> Manifest:
+    """Keeps the predictors' CPU near the target."""
+    spec = service.spec.predictor
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": _metadata(service, predictor_name(service), PREDICTOR),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": predictor_name(service)},
+            "minReplicas": spec.min_replicas,
+            "maxReplicas": spec.max_replicas,
+            "metrics": [
+                {
+                    "type": "Resource",
+                    "resource": {
+                        "name": "cpu",
+                        "target": {"type": "Utilization", "averageUtilization": spec.target_cpu_utilization},
+                    },
+                }
+            ],
+        },
+    }
+
+
+def uses_default_storage_in_router(service: InferenceService) -> bool:
+    """Whether a fallback model names no Secret of its own."""
+    return any(step.model is not None and step.model.secret_ref is None for step in service.spec.fallback)
+
+
+def _selector(service: InferenceService, component: str) -> dict[str, str]:
+    return {**MANAGED_LABELS, INSTANCE: service.metadata.name, COMPONENT: component}
+
+
+def _metadata(service: InferenceService, name: str, component: str) -> Manifest:
+    return {"name": name, "namespace": service.metadata.namespace, "labels": _selector(service, component)}
+
+
+def _timeout(step: StepOptions) -> timedelta:
+    return parse_duration(step.timeout)
+
+
+def _port() -> Mapping[str, Any]:
+    return {"port": HTTP_PORT, "protocol": "TCP"}
+
+
+def _pods_of(service: InferenceService, component: str) -> Mapping[str, Any]:
+    return {"podSelector": {"matchLabels": _selector(service, component)}}
+
+
+def _monitoring() -> Mapping[str, Any]:
+    return {"namespaceSelector": {"matchLabels": {MONITORING: "true"}}}
+
+
+def _secret_volume_name(index: int) -> str:
+    # Names of Secrets may be longer than a volume's and have dots.
+    return f"credentials-{index}"
+
+
+def _secret_volume(index: int, secret: str) -> Manifest:
+    # Optional: a fallback model without its Secret is a step that is not ready, not a router that does not start.
+    return {"name": _secret_volume_name(index), "secret": {"secretName": secret, "optional": True}}

@@ -78,15 +78,13 @@ def job(number: int) -> dict[str, Any]:
     }
 
 
-async def measure(kubeconfig: Path, count: int) -> tuple[float, float, list[float]]:
+async def measure(config: dict[str, Any], authority: Path, count: int) -> tuple[float, float, list[float]]:
     """Create the jobs and watch them.
 
     Returns:
         Seconds until all were created, seconds until all were Ready, and the latency of each in seconds.
     """
-    config = json.loads(kubeconfig.read_text())
     url = config["clusters"][0]["cluster"]["server"]
-    authority = kubeconfig.parent / "pki" / "apiserver.crt"
     headers = {"Authorization": f"Bearer {config['users'][0]['user']['token']}"}
     created: dict[str, float] = {}
     ready: dict[str, float] = {}
@@ -169,7 +167,9 @@ def run(count: int, folder: Path) -> Result:
             operator = subprocess.Popen([sys.executable, ROOT / "operator"], env=environment, stdout=log, stderr=log)
             wait_until_leading(operator, metrics_port)
             calls_before, seconds_before, _ = operator_figures(operator.pid, metrics_port)
-            created, all_running, latencies = asyncio.run(measure(plane.kubeconfig, count))
+            created, all_running, latencies = asyncio.run(
+                measure(json.loads(plane.kubeconfig.read_text()), plane.certificate_authority, count)
+            )
             calls, seconds, rss = operator_figures(operator.pid, metrics_port)
             operator.send_signal(signal.SIGTERM)
             operator.wait(30)

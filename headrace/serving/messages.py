@@ -1,0 +1,58 @@
+"""An inference request and its answer as the parts of a router see them: bytes, not yet or no longer parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headrace.serving.onnx_model import OnnxModel, Stop
+from headrace.serving.protocol import decode_request, encode_response, error_body, select_outputs
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One inference request.
+
+    Attributes:
+        json_length: The `protocol.BINARY_HEADER` header, None where the body is JSON alone.
+        headers: Headers that go on to a replica as they came (tracing).
+    """
+
+    body: bytes
+    json_length: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer."""
+
+    status: int
+    body: bytes
+    json_length: str | None = None
+
+    @property
+    def content_type(self) -> str:
+        return JSON if self.json_length is None else BINARY
+
+
+def refusal(status: int, message: str) -> Reply:
+    """An error in the protocol's form."""
+    return Reply(status, error_body(message))
+
+
+def infer(model_name: str, model: OnnxModel, query: Query, stop: Stop | None = None) -> Reply:
+    """Decode, run, encode: the whole work on one request, to be done in a thread.
+
+    Raises:
+        RequestError: the request is not one that the model can answer.
+        Stopped: `stop` was used.
+    """
+    request = decode_request(query.body, query.json_length)
+    wanted = select_outputs(request, model.output_names)
+    arrays = model.run(request.inputs, [output.name for output in wanted], stop)
+    body, json_length = encode_response(model_name, request, list(zip(wanted, arrays, strict=True)))
+    return Reply(200, body, None if json_length is None else str(json_length))

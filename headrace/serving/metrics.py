@@ -1,0 +1,113 @@
+"""Figures of predictor and router for Prometheus; each label combination is looked up once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from headrace.serving.chain import Guarded, Reason
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Seconds."""
+
+
+class Metrics:
+    """The registry of one process.
+
+    Args:
+        service: Name of the service, a label of every figure.
+    """
+
+    def __init__(self, service: str) -> None:
+        self.registry = CollectorRegistry()
+        self.service = service
+        self._requests = Counter(
+            "headrace_inference_requests_total",
+            "Inference requests by the step that answered (empty when none did) and the outcome.",
+            ["service", "step", "outcome"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "headrace_inference_step_seconds",
+            "Time that a step took for a request that it was asked, answered or not.",
+            ["service", "step"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._fallbacks = Counter(
+            "headrace_inference_fallbacks_total",
+            "Requests that a step did not answer, by reason.",
+            ["service", "from_step", "reason"],
+            registry=self.registry,
+        )
+        self._request_counters: dict[tuple[str, str], Counter] = {}
+
+    def request(self, step: str, status: int) -> None:
+        """Count a request that `step` answered with `status`; an empty step means that none did."""
+        outcome = "ok" if status < 400 else "client_error" if status < 500 else "error"
+        counter = self._request_counters.get((step, outcome))
+        if counter is None:
+            counter = self._requests.labels(self.service, step, outcome)
+            self._request_counters[step, outcome] = counter
+        counter.inc()
+
+    def step(self, name: str) -> StepFigures:
+        """Where the chain reports one step."""
+        return StepFigures(
+            self._seconds.labels(self.service, name),
+            {reason: self._fallbacks.labels(self.service, name, reason.value) for reason in Reason},
+        )
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A figure read when it is asked for."""
+        gauge = Gauge(name, text, ["service"], registry=self.registry)
+        gauge.labels(self.service).set_function(read)
+
+    def watch(self, steps: Iterable[Guarded]) -> None:
+        """Show the state of each step's breaker and its requests in flight."""
+        self.registry.register(_StepGauges(self.service, tuple(steps)))
+
+
+class StepFigures:
+    """The figures of one step."""
+
+    def __init__(self, seconds: Histogram, fallbacks: dict[Reason, Counter]) -> None:
+        self._seconds = seconds
+        self._fallbacks = fallbacks
+
+    def answered(self, seconds: float) -> None:
+        """The step answered."""
+        self._seconds.observe(seconds)
+
+    def missed(self, reason: Reason, seconds: float | None) -> None:
+        """The step did not."""
+        if seconds is not None:
+            self._seconds.observe(seconds)
+        self._fallbacks[reason].inc()
+
+
+class _StepGauges:
+    """A collector that reads the steps when it is asked."""
+
+    def __init__(self, service: str, steps: tuple[Guarded, ...]) -> None:
+        self._service = service
+        self._steps = steps
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges of every step."""
+        in_flight = GaugeMetricFamily(
+            "headrace_inference_in_flight", "Requests in flight to a step.", labels=["service", "step"]
+        )
+        state = GaugeMetricFamily(
+            "headrace_inference_breaker_state",
+            "Circuit breaker of a step: 0 closed, 1 half-open, 2 open.",
+            labels=["service", "step"],
+        )
+        for guarded in self._steps:
+            labels = [self._service, guarded.step.name]
+            in_flight.add_metric(labels, guarded.in_flight)
+            if guarded.breaker is not None:
+                state.add_metric(labels, guarded.breaker.state)
+        return [in_flight, state]

@@ -1,0 +1,171 @@
+"""The predictor: one model behind the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from headrace.serving.cpus import cpu_limit
+from headrace.serving.drain import Leaving, Times, serve
+from headrace.serving.http import ProtocolServer, error, respond
+from headrace.serving.messages import Query, infer
+from headrace.serving.metrics import Metrics
+from headrace.serving.onnx_model import PLATFORM, OnnxModel
+from headrace.serving.pool import ModelPool, Overloaded
+from headrace.serving.protocol import model_metadata
+from headrace.serving.source import load_model
+from headrace.serving.tensors import RequestError
+from headrace.storage import StorageError
+
+log = logging.getLogger(__name__)
+
+STEP = "predictor"
+LOAD_PATIENCE = 60.0
+"""Seconds during which an unreachable store is asked again before the process gives up."""
+RETRY_AFTER = {"Retry-After": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorSettings:
+    """Command line of a predictor.
+
+    Attributes:
+        waiting: Requests that may wait for a thread before more are refused.
+    """
+
+    name: str
+    storage_uri: str
+    port: int = 8080
+    host: str | None = None
+    waiting: int = 64
+    times: Times = field(default_factory=Times)
+
+
+class Predictor:
+    """The endpoint of one model.
+
+    Args:
+        name: Name of the model.
+        pool: Its threads.
+        metrics: Where requests are counted.
+        leaving: Whether the process is on its way out.
+    """
+
+    def __init__(self, name: str, pool: ModelPool, metrics: Metrics, leaving: Leaving) -> None:
+        self.model_name = name
+        self.model: OnnxModel | None = None
+        self._pool = pool
+        self._metrics = metrics
+        self._figures = metrics.step(STEP)
+        self._leaving = leaving
+        metrics.gauge("headrace_inference_in_flight", "Requests running and waiting.", lambda: pool.in_flight)
+
+    @property
+    def draining(self) -> bool:
+        return self._leaving.begun
+
+    def not_ready(self) -> str:
+        """Why it cannot answer."""
+        if self.draining:
+            return "the server is draining"
+        return "" if self.model is not None else "the model is being loaded"
+
+    async def metadata(self) -> bytes | None:
+        """Body of the model metadata."""
+        if self.model is None:
+            return None
+        return model_metadata(self.model_name, PLATFORM, self.model.inputs, self.model.outputs)
+
+    async def infer(self, query: Query, patience: float | None) -> web.Response:
+        """Run the model; a request whose caller has left or whose time is over is dropped."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        response = await self._infer(query, None if patience is None else begun + patience)
+        self._figures.answered(loop.time() - begun)
+        self._metrics.request(STEP, response.status)
+        return response
+
+    async def _infer(self, query: Query, deadline: float | None) -> web.Response:
+        model = self.model
+        if model is None:
+            return error(503, "not ready: the model is being loaded", RETRY_AFTER)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return respond(await self._pool.run(lambda stop: infer(self.model_name, model, query, stop)))
+        except RequestError as wrong:
+            return error(wrong.status, str(wrong))
+        except Overloaded:
+            return error(503, "overloaded: every thread is busy and the queue is full; try again", RETRY_AFTER)
+        except TimeoutError:
+            return error(504, "the request's deadline passed before the model answered")
+
+
+async def load(
+    uri: str,
+    threads: int,
+    patience: float = LOAD_PATIENCE,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> OnnxModel:
+    """Load the model, asking an unreachable store again for a while.
+
+    Raises:
+        ModelError: there is no model that can be served at `uri`.
+        StorageError: the store refuses, or did not answer for `patience` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + patience
+    pause = 1.0
+    while True:
+        try:
+            return await asyncio.to_thread(load_model, uri, None, threads)
+        except StorageError as failed:
+            if not failed.retryable or loop.time() + pause > give_up:
+                raise
+            log.warning("storage does not answer; trying again", extra={"fields": {"reason": str(failed)}})
+        await sleep(pause)
+        pause = min(pause * 2, 10.0)
+
+
+async def run_predictor(settings: PredictorSettings, leaving: Leaving) -> None:
+    """Serve one model until asked to leave.
+
+    Raises:
+        ModelError: there is no model that can be served.
+        StorageError: the store refuses or does not answer.
+    """
+    cpus = cpu_limit()
+    metrics = Metrics(settings.name)
+    pool = ModelPool(cpus, settings.waiting)
+    predictor = Predictor(settings.name, pool, metrics, leaving)
+
+    async def become_ready() -> None:
+        model = await load(settings.storage_uri, cpus)
+        predictor.model = model
+        log.info(
+            "model loaded",
+            extra={
+                "fields": {
+                    "model": settings.name,
+                    "uri": settings.storage_uri,
+                    "threads": cpus,
+                    "inputs": [spec.manifest() for spec in model.inputs],
+                    "outputs": [spec.manifest() for spec in model.outputs],
+                }
+            },
+        )
+
+    try:
+        await serve(
+            ProtocolServer(predictor, metrics.registry),
+            settings.host,
+            settings.port,
+            leaving,
+            settings.times,
+            [become_ready()],
+        )
+    finally:
+        pool.close()

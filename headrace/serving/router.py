@@ -1,0 +1,238 @@
+"""The router: one address for a service, answered by the first step of its chain that can."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER
+from headrace.api.chain import Chain as ChainSpec
+from headrace.api.inferenceservice import FallbackStep, StepOptions
+from headrace.api.meta import parse_duration
+from headrace.serving.balancer import Balancer
+from headrace.serving.breaker import Breaker, State
+from headrace.serving.chain import Chain, Guarded, Missed, Result, Step
+from headrace.serving.cpus import cpu_limit
+from headrace.serving.drain import Leaving, Times, serve
+from headrace.serving.http import ProtocolServer, error, respond
+from headrace.serving.messages import Query
+from headrace.serving.metrics import Metrics
+from headrace.serving.pool import ModelPool
+from headrace.serving.remote import RemoteStep
+from headrace.serving.replicas import PERIOD, ReplicaWatch, Resolve, resolve
+from headrace.serving.source import load_model
+from headrace.serving.state import Health, Report
+from headrace.serving.steps import LocalStep, StaticStep
+
+log = logging.getLogger(__name__)
+
+CREDENTIALS = Path("/etc/headrace/credentials")
+"""Where the Secrets of fallback models are mounted, one folder each."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """What a router needs beside its chain."""
+
+    port: int = 8080
+    host: str | None = None
+    credentials: Path = CREDENTIALS
+    times: Times = field(default_factory=Times)
+    period: float = PERIOD
+
+
+class Router:
+    """The endpoint of one service.
+
+    Args:
+        spec: The chain.
+        settings: Where it runs.
+        leaving: Whether the process is on its way out.
+        report: Told the state of the steps when it changes.
+        lookup: DNS.
+    """
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        settings: RouterSettings,
+        leaving: Leaving,
+        report: Callable[[Report], None] = lambda report: None,
+        lookup: Resolve = resolve,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.model_name = spec.name
+        self.metrics = Metrics(spec.name)
+        self._leaving = leaving
+        self._clock = loop.time
+        self._settings = settings
+        self._pools: list[ModelPool] = []
+        self._locals: list[LocalStep] = []
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        )
+        self._balancer = Balancer(loop.time)
+        primary = RemoteStep(spec.name, self._session, self._balancer, _seconds(spec.predictor.timeout))
+        steps = [self._guard(primary, spec.predictor)]
+        steps += [self._guard(self._step(spec, fallback), fallback) for fallback in spec.fallback]
+        self._chain = Chain(steps, loop.time)
+        self.metrics.watch(steps)
+        self.metrics.gauge(
+            "headrace_inference_replicas",
+            "Predictor replicas that are ready.",
+            lambda: sum(replica.ready for replica in self._balancer.replicas),
+        )
+        self._health = Health(steps, loop.time, report)
+        self._watch = ReplicaWatch(
+            spec.predictor.host,
+            spec.predictor.port,
+            self._balancer,
+            self._session,
+            self._health.update,
+            loop.time,
+            lookup,
+            settings.period,
+        )
+
+    def _guard(self, step: Step, options: StepOptions) -> Guarded:
+        name = step.name
+
+        def changed(old: State, new: State) -> None:
+            log.warning("circuit breaker changed", extra={"fields": {"step": name, "from": old.name, "to": new.name}})
+            self._health.update()
+
+        breaker = None
+        if not isinstance(step, StaticStep):
+            breaker = Breaker(options.circuit_breaker, self._clock, changed)
+        limit = options.max_concurrency if breaker is not None else 2**31
+        return Guarded(step, _seconds(options.timeout), limit, breaker, self.metrics.step(name))
+
+    def _reconsider(self) -> None:
+        self._health.update()
+
+    def _step(self, spec: ChainSpec, fallback: FallbackStep) -> Step:
+        if fallback.static is not None:
+            return StaticStep(fallback.name, spec.name, fallback.static)
+        model = fallback.model
+        if model is None:
+            raise ValueError(f"fallback step {fallback.name!r} has neither a model nor a static response")
+        threads = cpu_limit()
+        secret = model.secret_ref
+        credentials = self._settings.credentials / secret.name if secret is not None else None
+        pool = ModelPool(threads, fallback.max_concurrency)
+        step = LocalStep(
+            fallback.name,
+            spec.name,
+            lambda: load_model(model.storage_uri, credentials, threads),
+            pool,
+            self._reconsider,
+        )
+        self._pools.append(pool)
+        self._locals.append(step)
+        return step
+
+    @property
+    def draining(self) -> bool:
+        return self._leaving.begun
+
+    def not_ready(self) -> str:
+        """Why nothing can answer: it is draining, its models have not been tried yet, or every step says why not."""
+        if self.draining:
+            return "the server is draining"
+        if not all(step.attempted.is_set() for step in self._locals):
+            return "fallback models are being loaded"
+        reasons = []
+        for guarded in self._chain.steps:
+            why_not = guarded.step.unavailable
+            if not why_not:
+                return ""
+            reasons.append(f"{guarded.step.name}: {why_not}")
+        return "; ".join(reasons)
+
+    async def metadata(self) -> bytes | None:
+        """Model metadata from the first step that knows it."""
+        for guarded in self._chain.steps:
+            body = await guarded.step.metadata()
+            if body is not None:
+                return body
+        return None
+
+    async def infer(self, query: Query, patience: float | None) -> web.Response:
+        """The chain's answer, and in the headers who gave it and why not another."""
+        result = await self._chain.ask(query, None if patience is None else self._clock() + patience)
+        headers = {STEP_HEADER: result.step} if result.step else {}
+        if result.missed:
+            headers[REASON_HEADER] = ",".join(f"{miss.step}={miss.reason.value}" for miss in result.missed)
+        if result.reply is None:
+            self.metrics.request("", 503)
+            return error(503, _nobody(self.model_name, result), {**headers, "Retry-After": "1"})
+        self.metrics.request(result.step, result.reply.status)
+        return respond(result.reply, headers)
+
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs beside the requests."""
+        return [
+            self._watch.run(),
+            self._health.run(self._settings.period, self._probe_primary),
+            *(step.keep_loading(_pause) for step in self._locals),
+        ]
+
+    async def _probe_primary(self) -> bool:
+        """Whether any replica says now that it is ready."""
+        replicas = list(self._balancer.replicas)
+        return any(await asyncio.gather(*map(self._watch.probe, replicas)))
+
+    async def close(self) -> None:
+        """Give back connections and threads."""
+        await self._session.close()
+        for pool in self._pools:
+            pool.close()
+
+
+def _nobody(name: str, result: Result) -> str:
+    def tell(miss: Missed) -> str:
+        return f"{miss.step}: {miss.reason.value} ({miss.message})"
+
+    return f"no step of {name!r} could answer: " + "; ".join(map(tell, result.missed))
+
+
+def _seconds(duration: str) -> float:
+    return parse_duration(duration).total_seconds()
+
+
+async def _pause(failures: int) -> None:
+    await asyncio.sleep(min(2.0**failures, 30.0))
+
+
+async def run_router(
+    spec: ChainSpec,
+    settings: RouterSettings,
+    leaving: Leaving,
+    report: Callable[[Report], None] = lambda report: None,
+) -> None:
+    """Serve one chain until asked to leave."""
+    router = Router(spec, settings, leaving, report)
+    try:
+        await serve(
+            ProtocolServer(router, router.metrics.registry),
+            settings.host,
+            settings.port,
+            leaving,
+            settings.times,
+            router.tasks(),
+        )
+    finally:
+        await router.close()
+
+
+__all__ = ["PREDICTOR", "Router", "RouterSettings", "run_router"]

@@ -1,0 +1,86 @@
+"""`python -m headrace.training classifier`: one worker of the built-in trainer.
+
+Exit codes: 0 finished; 1 failed, another attempt may do better; 78 the configuration or the data cannot work; 143 told
+to stop. The last line on standard error says why, for the pod's termination message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from pydantic import ValidationError
+
+from headrace.api.trainingjob import ClassifierTrainer
+from headrace.storage import StorageError
+from headrace.training.errors import EXIT_CONFIGURATION, EXIT_FAILED, ConfigurationError, Interrupted
+
+logger = logging.getLogger("headrace.training")
+
+VARIABLE = "HEADRACE_CLASSIFIER"
+
+
+def trainer_from(variables: Mapping[str, str]) -> ClassifierTrainer:
+    """The trainer that HEADRACE_CLASSIFIER describes.
+
+    Raises:
+        ConfigurationError: it is not set or not a valid one.
+    """
+    text = variables.get(VARIABLE, "")
+    if not text:
+        raise ConfigurationError(VARIABLE, "not set", "set it to the JSON of a TrainingJob's spec.classifier")
+    try:
+        return ClassifierTrainer.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"])) or VARIABLE
+        raise ConfigurationError(
+            path, f"{first.get('input')!r:.100}: {first['msg']}", "correct spec.classifier of the TrainingJob"
+        ) from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one worker and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m headrace.training", description=__doc__)
+    parser.add_argument("trainer", choices=["classifier"], help=f"what to run; its settings come in {VARIABLE}")
+    parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    try:
+        from headrace.training.classifier import train_classifier
+
+        train_classifier(trainer_from(os.environ))
+    except Interrupted as stop:
+        return _last_line("told to stop before the work was done", int(str(stop.code)))
+    except ConfigurationError as error:
+        return _last_line(str(error), EXIT_CONFIGURATION)
+    except StorageError as error:
+        return _last_line(str(error), EXIT_FAILED if error.retryable else EXIT_CONFIGURATION)
+    except Exception as error:
+        logger.exception("training failed")
+        rank = os.environ.get("RANK", "0")
+        summary = " ".join(str(error).split())[:500]
+        return _last_line(f"worker {rank} failed: {type(error).__name__}: {summary}", EXIT_FAILED)
+    return 0
+
+
+def _last_line(message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201 - the pod's termination message
+    return code
+
+
+def _exit(code: int) -> None:
+    """End the process at once when it failed: destructors of a broken process group may wait for peers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    if code:
+        os._exit(code)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    _exit(main(sys.argv[1:]))

@@ -1,0 +1,269 @@
+"""The built-in trainer: a multilayer perceptron, trained by all workers on the same sequence of global batches.
+
+Each step takes `batch_size` rows in an order fixed by the seed, whatever the number of workers; each worker takes its
+part of them. The gradient of the mean loss over the global batch is the sum of the parts' gradients divided by the
+batch's rows. DistributedDataParallel averages over workers, so each part's summed loss is scaled by workers / rows:
+exact, also when the parts differ in size or one is empty. Three workers thus take the steps that one would take, up to
+the rounding of sums in another order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.api.trainingjob import ClassifierTrainer
+from headrace.training.data import Split, Standardization, epoch_order, load, shard, split
+from headrace.training.errors import ConfigurationError, Interrupted
+from headrace.training.session import Run, session
+
+logger = logging.getLogger(__name__)
+
+REPORT_EVERY = 50
+"""Steps between two reports of the loss within an epoch; each costs one all-reduce of two numbers."""
+LOG_EVERY = 2.0
+"""Least seconds between two lines of progress in the log."""
+MOMENTUM = 0.9
+
+
+@dataclass(slots=True)
+class Position:
+    """Where training stands: epochs finished, batches finished in the epoch after them, optimiser steps in all."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+def train_classifier(
+    trainer: ClassifierTrainer,
+    storage_uri: str | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+    sink: Callable[[str], None] | None = None,
+) -> dict[str, float]:
+    """Train, evaluate and export a classifier; in a job each worker calls it.
+
+    Args:
+        trainer: What to train on and how.
+        storage_uri: Folder for checkpoints and the model; by default HEADRACE_STORAGE_URI, and without either the
+            model is not exported. A checkpoint of the same configuration in it is resumed from.
+        on_epoch: Called after each epoch with its number (from 1) and its mean training loss.
+        sink: Takes progress reports as JSON lines where the process is not in a pod.
+
+    Returns:
+        Test metrics by name on rank 0 (none of them where test_fraction is 0); empty on the other workers.
+
+    Raises:
+        ConfigurationError: the configuration or the data cannot work.
+        StorageError: storage cannot be read or written.
+        Interrupted: SIGTERM came.
+    """
+    with session(storage_uri, sink) as run:
+        return _Training(trainer, run, on_epoch).run()
+
+
+class _Training:
+    """One worker's training of one classifier."""
+
+    def __init__(self, trainer: ClassifierTrainer, run: Run, on_epoch: Callable[[int, float], None] | None) -> None:
+        import torch
+
+        self._trainer = trainer
+        self._run = run
+        self._on_epoch = on_epoch
+        table = load(trainer.dataset)
+        self._data: Split = split(table, trainer.dataset.test_fraction, trainer.seed)
+        self._standardization = Standardization.of(self._data.train.features)
+        self._classes = table.classes
+        self._fingerprint = _fingerprint(trainer, table.digest())
+        self._batches = math.ceil(len(self._data.train.labels) / trainer.batch_size)
+        self._steps = self._batches * trainer.epochs
+        torch.manual_seed(trainer.seed)
+        self._model = _perceptron(len(table.columns), trainer.hidden_sizes, self._classes).to(run.device)
+        self._parallel = _parallel(self._model, run)
+        self._optimizer = _optimizer(self._parallel, trainer)
+        self._position = Position()
+        self._loss = math.nan
+        self._last_log = 0.0
+
+    def run(self) -> dict[str, float]:
+        run, position = self._run, self._position
+        if run.rank == 0:
+            logger.info(
+                "training on %d rows of %d features and %d classes, %d test rows, %d steps",
+                len(self._data.train.labels),
+                self._data.train.features.shape[1],
+                self._classes,
+                len(self._data.test.labels),
+                self._steps,
+            )
+        state = run.checkpoints.restore(self._objects(), self._fingerprint)
+        if state is not None:
+            position.epoch, position.batch, position.step = state["epoch"], state["batch"], state["step"]
+        started_at = position.step
+        run.report(epoch=position.epoch, epochs=self._trainer.epochs, step=position.step, steps=self._steps)
+        while position.epoch < self._trainer.epochs:
+            self._train_epoch()
+        if position.step > started_at:
+            self._save()
+        if run.rank != 0:
+            return {}
+        return self._finish()
+
+    def _objects(self) -> dict[str, Any]:
+        return {"model": self._model, "optimizer": self._optimizer}
+
+    def _train_epoch(self) -> None:
+        import torch
+
+        run, trainer, position = self._run, self._trainer, self._position
+        features = torch.from_numpy(self._standardization.apply(self._data.train.features)).to(run.device)
+        labels = torch.from_numpy(self._data.train.labels).to(run.device)
+        order = epoch_order(len(labels), trainer.seed, position.epoch)
+        total = torch.zeros(2, dtype=torch.float64, device=run.device)
+        reported = position.batch
+        while position.batch < self._batches:
+            batch = order[position.batch * trainer.batch_size : (position.batch + 1) * trainer.batch_size]
+            mine = torch.from_numpy(shard(batch, run.rank, run.world_size)).to(run.device)
+            total[0] += self._step(features[mine], labels[mine], len(batch))
+            total[1] += len(mine)
+            position.batch += 1
+            position.step += 1
+            last = position.batch == self._batches
+            if last:
+                position.epoch, position.batch = position.epoch + 1, 0
+            if last or position.batch - reported >= REPORT_EVERY:
+                self._report(total)
+                reported = position.batch
+            if run.checkpoints.due():
+                self._save()
+            if run.interrupted:
+                raise Interrupted
+            if last:
+                break
+        if self._on_epoch is not None:
+            self._on_epoch(position.epoch, self._loss)
+
+    def _step(self, features: Any, labels: Any, rows: int) -> Any:
+        """One optimiser step; the summed loss of this worker's rows."""
+        from torch.nn.functional import cross_entropy
+
+        self._optimizer.zero_grad(set_to_none=False)
+        loss = cross_entropy(self._parallel(features), labels, reduction="sum")
+        (loss * (self._run.world_size / rows)).backward()
+        self._optimizer.step()
+        return loss.detach()
+
+    def _report(self, total: Any) -> None:
+        """The mean loss over all rows since `total` was last zero; every worker must call it at the same step."""
+        import torch.distributed as dist
+
+        run, position = self._run, self._position
+        dist.all_reduce(total)
+        loss, rows = total.tolist()
+        total.zero_()
+        self._loss = loss / rows
+        if not math.isfinite(self._loss):
+            raise ConfigurationError(
+                "learningRate",
+                f"the training loss is {self._loss} at step {position.step} with {self._trainer.learning_rate:g}",
+                "choose a smaller learning rate, or look for extreme values in the data",
+            )
+        run.report(epoch=position.epoch, step=position.step, loss=self._loss, samples=rows / run.world_size)
+        now = time.monotonic()
+        if run.rank == 0 and (now - self._last_log >= LOG_EVERY or position.step == self._steps):
+            self._last_log = now
+            logger.info(
+                "epoch %d of %d, step %d of %d, loss %.4g",
+                position.epoch,
+                self._trainer.epochs,
+                position.step,
+                self._steps,
+                self._loss,
+            )
+
+    def _save(self) -> None:
+        position = self._position
+        self._run.checkpoints.save(position.step, self._objects(), epoch=position.epoch, batch=position.batch)
+
+    def _finish(self) -> dict[str, float]:
+        from headrace.training.evaluation import evaluate, publish
+
+        metrics = evaluate(self._model, self._standardization, self._data.test, self._classes, self._run.device)
+        model_uri = None
+        if self._run.storage is not None:
+            facts: Mapping[str, Any] = {
+                "epochs": self._position.epoch,
+                "steps": self._position.step,
+                "trainRows": len(self._data.train.labels),
+                "testRows": len(self._data.test.labels),
+                "classes": self._classes,
+                "features": list(self._data.train.columns),
+                "workers": self._run.world_size,
+                "backend": self._run.backend,
+                "attempt": self._run.environment.attempt,
+                "trainer": self._trainer.manifest(),
+            }
+            model_uri = publish(
+                self._run.storage.folder("model"), self._model, self._standardization, self._data.test, metrics, facts
+            )
+            logger.info("the model is at %s", model_uri)
+        self._run.report(metrics=metrics, model_uri=model_uri)
+        if metrics:
+            logger.info("test metrics: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        return metrics
+
+
+def _perceptron(features: int, hidden_sizes: list[int], classes: int) -> Any:
+    """Linear layers with ReLU between them; the outputs are logits."""
+    from torch import nn
+
+    sizes = [features, *hidden_sizes, classes]
+    layers: list[Any] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _parallel(model: Any, run: Run) -> Any:
+    """The model with gradients averaged over workers.
+
+    DDP lays its buckets out anew after the first backward pass, which can change the order of sums. One pass without
+    effect before training puts that behind us, so that a resumed run computes bit for bit what an uninterrupted one
+    does. It also shows at once whether every worker can be reached.
+    """
+    if run.world_size == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    devices = [run.device] if run.device.type == "cuda" else None
+    parallel = DistributedDataParallel(model, device_ids=devices)
+    import torch
+
+    width = model[0].in_features
+    for _ in range(2):
+        parallel(torch.zeros(1, width, device=run.device)).sum().backward()
+    parallel.zero_grad(set_to_none=False)
+    return parallel
+
+
+def _optimizer(model: Any, trainer: ClassifierTrainer) -> Any:
+    from torch import optim
+
+    if trainer.optimizer == "SGD":
+        return optim.SGD(model.parameters(), lr=trainer.learning_rate, momentum=MOMENTUM)
+    return optim.Adam(model.parameters(), lr=trainer.learning_rate)
+
+
+def _fingerprint(trainer: ClassifierTrainer, data: str) -> str:
+    """Of all that a checkpoint depends on. Not the number of epochs: a longer run goes on from a shorter one's end."""
+    settings = trainer.model_dump(mode="json", exclude={"epochs"})
+    settings["dataset"].pop("uri", None)
+    return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()

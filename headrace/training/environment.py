@@ -1,0 +1,100 @@
+"""What a worker is told by its environment: torchrun's variables and Headrace's. All have defaults for one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headrace.api.meta import parse_duration
+from headrace.training.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One process of a run.
+
+    Attributes:
+        rank: RANK, 0 to world_size - 1.
+        world_size: WORLD_SIZE, processes of the run.
+        local_rank: LOCAL_RANK, this process among those of its pod.
+        local_world_size: LOCAL_WORLD_SIZE, processes of its pod.
+        master: (MASTER_ADDR, MASTER_PORT) of rank 0; None for a single process that nobody arranged.
+        job: HEADRACE_JOB.
+        run_id: HEADRACE_RUN_ID, differs between two jobs of the same name; empty outside Kubernetes.
+        attempt: HEADRACE_ATTEMPT, 1 for the first start of the group.
+        storage_uri: HEADRACE_STORAGE_URI, folder of the run; empty: nothing is stored.
+        checkpoint_interval: HEADRACE_CHECKPOINT_INTERVAL in seconds.
+        checkpoint_keep: HEADRACE_CHECKPOINT_KEEP.
+        collective_timeout: HEADRACE_COLLECTIVE_TIMEOUT in seconds: a collective that takes longer fails the attempt.
+        rendezvous_timeout: HEADRACE_RENDEZVOUS_TIMEOUT in seconds: time for all workers to appear.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master: tuple[str, int] | None = None
+    job: str = ""
+    run_id: str = ""
+    attempt: int = 1
+    storage_uri: str = ""
+    checkpoint_interval: float = 30.0
+    checkpoint_keep: int = 2
+    collective_timeout: float = 300.0
+    rendezvous_timeout: float = 600.0
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
+        """The environment of this process, or of the given variables.
+
+        Raises:
+            ConfigurationError: a variable has a value that cannot be meant.
+        """
+        values = os.environ if variables is None else variables
+        rank = _integer(values, "RANK", 0, 0)
+        world_size = _integer(values, "WORLD_SIZE", 1, 1)
+        if rank >= world_size:
+            raise ConfigurationError("RANK", f"{rank} with WORLD_SIZE={world_size}", "ranks go from 0 to WORLD_SIZE-1")
+        host = values.get("MASTER_ADDR", "")
+        if world_size > 1 and not host:
+            raise ConfigurationError(
+                "MASTER_ADDR",
+                f"not set, with WORLD_SIZE={world_size}",
+                "set it to the host of rank 0, as torchrun does",
+            )
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            local_rank=_integer(values, "LOCAL_RANK", 0, 0),
+            local_world_size=_integer(values, "LOCAL_WORLD_SIZE", 1, 1),
+            master=(host, _integer(values, "MASTER_PORT", 29500, 1)) if host else None,
+            job=values.get("HEADRACE_JOB", ""),
+            run_id=values.get("HEADRACE_RUN_ID", ""),
+            attempt=_integer(values, "HEADRACE_ATTEMPT", 1, 1),
+            storage_uri=values.get("HEADRACE_STORAGE_URI", "").rstrip("/"),
+            checkpoint_interval=_seconds(values, "HEADRACE_CHECKPOINT_INTERVAL", "30s"),
+            checkpoint_keep=_integer(values, "HEADRACE_CHECKPOINT_KEEP", 2, 1),
+            collective_timeout=_seconds(values, "HEADRACE_COLLECTIVE_TIMEOUT", "5m"),
+            rendezvous_timeout=_seconds(values, "HEADRACE_RENDEZVOUS_TIMEOUT", "10m"),
+        )
+
+
+def _integer(values: Mapping[str, str], name: str, default: int, least: int) -> int:
+    text = values.get(name, "")
+    if not text:
+        return default
+    try:
+        number = int(text)
+    except ValueError:
+        raise ConfigurationError(name, f"{text!r} is no integer", "set a whole number") from None
+    if number < least:
+        raise ConfigurationError(name, f"{number}", f"the least value is {least}")
+    return number
+
+
+def _seconds(values: Mapping[str, str], name: str, default: str) -> float:
+    try:
+        return parse_duration(values.get(name) or default).total_seconds()
+    except ValueError as error:
+        raise ConfigurationError(name, str(error), "set a duration") from None

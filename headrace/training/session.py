@@ -1,0 +1,179 @@
+"""The session of a training script: everything it needs from the platform, and nothing that it must learn.
+
+    import headrace.training
+
+    with headrace.training.session() as run:
+        model = DistributedDataParallel(Net().to(run.device))
+        optimizer = torch.optim.Adam(model.parameters())
+        state = run.checkpoints.restore({"model": model, "optimizer": optimizer})
+        for step in range(state["step"] if state else 0, 1000):
+            loss = ...
+            run.report(step=step + 1, steps=1000, loss=loss, samples=len(batch))
+            if run.checkpoints.due():
+                run.checkpoints.save(step + 1, {"model": model, "optimizer": optimizer})
+
+The same script runs in a notebook: one process, no reports, and checkpoints where a storage URI is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from headrace.reporting import Reporter, pod_reporter
+from headrace.storage import StorageError, Store
+from headrace.training.checkpoint import Checkpoints
+from headrace.training.checkpoint_folder import CheckpointFolder, Owner
+from headrace.training.environment import Environment
+from headrace.training.errors import EXIT_CONFIGURATION, ConfigurationError, Interrupted
+from headrace.training.interruption import Interruption
+from headrace.training.process_group import Group, join, leave
+from headrace.training.progress import Report
+
+logger = logging.getLogger(__name__)
+
+FINAL_REPORT_TIMEOUT = 30.0
+"""Seconds for the last report of a finished run, which carries its metrics and the model's URI."""
+FAILED_REPORT_TIMEOUT = 2.0
+"""Seconds for the last report of a run that failed."""
+
+
+class Run:
+    """One worker of a run.
+
+    Attributes:
+        environment: What the worker was told.
+        device: The `torch.device` of this process.
+        backend: Collective library, gloo or nccl.
+        storage: Folder of the run; None where none is given.
+        checkpoints: Saves and restores models and optimizers.
+    """
+
+    def __init__(
+        self, environment: Environment, group: Group, reporter: Reporter | None, interruption: Interruption
+    ) -> None:
+        self.environment = environment
+        self.device = group.device
+        self.backend = group.backend
+        self.storage = Store.open(environment.storage_uri) if environment.storage_uri else None
+        self._reporter = reporter
+        self._interruption = interruption
+        self._report = Report(environment.attempt, group.backend)
+        folder = None
+        if self.storage is not None:
+            owner = Owner(environment.run_id, attempt=environment.attempt)
+            folder = CheckpointFolder(self.storage.folder("checkpoints"), owner, environment.checkpoint_keep)
+        self.checkpoints = Checkpoints(folder, environment, group, lambda: interruption.requested, self._begin)
+
+    @property
+    def rank(self) -> int:
+        """This process among all, 0 to world_size - 1."""
+        return self.environment.rank
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.environment.world_size
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether this worker was told to stop (SIGTERM)."""
+        return self._interruption.requested
+
+    def report(
+        self,
+        *,
+        epoch: int | None = None,
+        epochs: int | None = None,
+        step: int | None = None,
+        steps: int | None = None,
+        loss: Any = None,
+        samples: float = 0,
+        metrics: Mapping[str, float] | None = None,
+        model_uri: str | None = None,
+    ) -> None:
+        """Say how far training is; cheap, never waits, and what is not given keeps its value.
+
+        Args:
+            epoch: Epochs finished.
+            epochs: Epochs in all.
+            step: Optimiser steps finished.
+            steps: Optimiser steps in all.
+            loss: Training loss; a number or a tensor with one element.
+            samples: Rows that this process worked on since its previous report.
+            metrics: Final metrics by name.
+            model_uri: Where the model was exported to.
+
+        Raises:
+            Interrupted: the worker was told to stop. It is a SystemExit, so a script needs to do nothing about it.
+        """
+        if self._reporter is not None:
+            figures = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps}
+            value = None if loss is None else float(loss)
+            self._report.update(figures, value, samples * self.world_size, metrics, model_uri)
+            self._reporter.report(self._report.content())
+        if self.interrupted and not self.checkpoints.due():
+            raise Interrupted
+
+    def _begin(self, step: int | None) -> None:
+        self._report.resumed_from_step = step
+        self._report.restart_clock()
+
+
+@contextmanager
+def session(
+    storage_uri: str | None = None,
+    sink: Callable[[str], None] | None = None,
+    environment: Environment | None = None,
+) -> Iterator[Run]:
+    """Join the run that this process belongs to, and leave it at the end.
+
+    Args:
+        storage_uri: Folder of the run; by default HEADRACE_STORAGE_URI.
+        sink: Takes each report as a line of JSON where the process is not in a pod; by default nobody does.
+        environment: What the worker is told; by default read from the process's environment.
+
+    Raises:
+        ConfigurationError, StorageError: the run cannot work. In a job the process ends with exit code 78 and the
+            message as its last line instead.
+        Interrupted: SIGTERM came and the script did not catch it.
+    """
+    told = environment or Environment.read()
+    if storage_uri:
+        told = replace(told, storage_uri=storage_uri.rstrip("/"))
+    arranged = bool(told.job)
+    if arranged and not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    try:
+        with ExitStack() as stack:
+            interruption = Interruption()
+            if arranged or told.master:
+                stack.enter_context(interruption)
+            group = join(told)
+            if told.world_size == 1:
+                # With peers a failed run does not take the group down: that could wait for those that are gone.
+                stack.callback(leave)
+            reporter = pod_reporter(sink) if told.rank == 0 else None
+            run = Run(told, group, reporter, interruption)
+            try:
+                yield run
+                run.checkpoints.wait()
+            except BaseException:
+                if reporter is not None:
+                    reporter.close(FAILED_REPORT_TIMEOUT)
+                raise
+            if reporter is not None and not reporter.close(FINAL_REPORT_TIMEOUT):
+                logger.warning("the last report could not be sent")
+            if run.interrupted:
+                raise Interrupted
+            leave()
+    except (ConfigurationError, StorageError) as error:
+        if not arranged or (isinstance(error, StorageError) and error.retryable):
+            raise
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the termination message
+        raise SystemExit(EXIT_CONFIGURATION) from error

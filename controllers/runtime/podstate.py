@@ -120,13 +120,26 @@ def waiting_problem(pod: Manifest) -> Problem | None:
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: ErrImage\w+: )?')
 
 
+def restart_problem(pod: Manifest) -> Problem | None:
+    """Why a container that is not ready was started again and again, also while it runs between two crashes."""
+    for status in container_statuses(pod):
+        ended = (status.get("lastState") or {}).get("terminated")
+        if ended and not status.get("ready") and status.get("restartCount", 0) >= _AGAIN_AND_AGAIN:
+            return _crash(name_of(pod), status, "")
+    return None
+
+
+_AGAIN_AND_AGAIN = 2
+"""Restarts that are more than bad luck."""
+
+
 def _image(pod: str, status: Manifest, message: str) -> Problem:
     # The kubelet alternates between the error and its back-off; without the prefix both say the same.
     return Problem(
         "ImagePullFailed",
         f"pod {pod}: image {status.get('image')!r} of container {status['name']} cannot be pulled"
-        f"{_quoted(_BACK_OFF.sub('', message))}; check the name and the tag, that the registry is reachable from the nodes, and for a "
-        "private registry set imagePullSecrets",
+        f"{_quoted(_BACK_OFF.sub('', message))}; check the name and the tag, that the nodes reach the registry, and "
+        "for a private registry set imagePullSecrets",
     )
 
 

@@ -47,9 +47,9 @@ from controllers.runtime.pods import identity_env, merged_env, pod_spec, resourc
 from headrace.api.meta import PodOptions
 
 TEMPLATE_HASH = "headrace.dev/template-hash"
-"""Annotation of a pod template, and so of its pods: hash of all the rest of the template. It says of which revision a pod
-is, and whether a Deployment has the template that its resource asks for: the API server adds defaults, so the templates
-themselves cannot be compared."""
+"""Annotation of a pod template, and so of its pods: hash of all the rest of the template. It says of which revision a
+pod is, and whether a Deployment has the template that its resource asks for: the API server adds defaults, so the
+templates themselves cannot be compared."""
 LOST_NODE_SECONDS = 30
 """Time that a pod stays on a node that is not ready or unreachable."""
 DRAIN = timedelta(seconds=10)

@@ -1,0 +1,38 @@
+"""The InferenceService kind as the runtime sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from controllers.inferenceservice import plan as rooms
+from controllers.inferenceservice.observed import CHILDREN, Observed, gather
+from controllers.runtime.controller import Caches, PolicyRule
+from controllers.runtime.namespace import NAMESPACE_TYPES, namespace_rules
+from controllers.runtime.objects import POD, ObjectType
+from controllers.runtime.plan import Plan
+from controllers.runtime.settings import Settings
+from headrace.api import InferenceService
+
+
+class InferenceServiceController:
+    """Controller[InferenceService, Observed].
+
+    Pods belong to it by the labels on their template (`OWNER_UID`), not by an owner reference.
+    """
+
+    resource = InferenceService
+    owns: Sequence[ObjectType] = (*NAMESPACE_TYPES, *CHILDREN, POD)
+    reads: Sequence[ObjectType] = ()
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.rules: Sequence[PolicyRule] = namespace_rules(settings)
+
+    def gather(self, resource: InferenceService, caches: Caches) -> Observed:
+        """Children, pods and the routers' reports."""
+        return gather(resource, caches)
+
+    def plan(self, resource: InferenceService, observed: Observed, now: datetime) -> Plan:
+        """What to do about the service."""
+        return rooms.plan(resource, observed, self._settings, now)

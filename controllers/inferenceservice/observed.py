@@ -1,0 +1,102 @@
+"""What the plan of an InferenceService looks at: its children, the pods of both parts, and what the routers report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from controllers.inferenceservice.builders import ROUTER, predictor_name
+from controllers.runtime.controller import Caches
+from controllers.runtime.objects import (
+    COMPONENT,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    HPA,
+    NETWORK_POLICY,
+    PDB,
+    POD,
+    REPORT,
+    SERVICE,
+    Manifest,
+    ObjectType,
+    by_name,
+)
+from controllers.runtime.podstate import is_finished, is_ready, is_terminating
+from headrace.api import InferenceService
+from headrace.api.chain import PREDICTOR, RouterReport
+
+CHILDREN: tuple[ObjectType, ...] = (CONFIG_MAP, SERVICE, NETWORK_POLICY, PDB, DEPLOYMENT, HPA)
+"""Types whose objects belong to one InferenceService alone; what is no longer wanted of them is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The routers or the predictors.
+
+    Attributes:
+        component: The label of its pods.
+        deployment: None while there is none.
+        pods: Those that run or are to run, by name; not those on their way out.
+    """
+
+    component: str
+    deployment: Manifest | None = None
+    pods: Sequence[Manifest] = ()
+
+    @property
+    def ready(self) -> int:
+        """Pods that are ready."""
+        return sum(map(is_ready, self.pods))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything the plan reads.
+
+    Attributes:
+        router: The pods in front.
+        predictor: The pods of the primary model.
+        reports: What the ready routers say, by pod name; those that say nothing readable are left out.
+        children: Objects owned by the resource, by type.
+    """
+
+    router: Part = Part(ROUTER)
+    predictor: Part = Part(PREDICTOR)
+    reports: tuple[RouterReport, ...] = ()
+    children: Mapping[ObjectType, Sequence[Manifest]] | None = None
+
+
+def gather(service: InferenceService, caches: Caches) -> Observed:
+    """Read the caches."""
+    uid = service.metadata.uid
+    children = {type_: caches.owned(type_, uid) for type_ in CHILDREN}
+    deployments = by_name(children[DEPLOYMENT])
+    pods = [pod for pod in caches.owned(POD, uid) if not is_terminating(pod) and not is_finished(pod)]
+    router = Part(ROUTER, deployments.get(service.metadata.name), _of(ROUTER, pods))
+    return Observed(
+        router=router,
+        predictor=Part(PREDICTOR, deployments.get(predictor_name(service)), _of(PREDICTOR, pods)),
+        reports=tuple(report for pod in router.pods if is_ready(pod) and (report := report_of(pod)) is not None),
+        children=children,
+    )
+
+
+def report_of(pod: Manifest) -> RouterReport | None:
+    """What a router says about itself; None when it said nothing, or nothing that can be read.
+
+    The process in the pod writes it, so it is trusted no further than the pod is: it tells what to show, and nothing
+    else follows from it.
+    """
+    text = (pod["metadata"].get("annotations") or {}).get(REPORT)
+    if not text:
+        return None
+    try:
+        return RouterReport.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def _of(component: str, pods: Sequence[Manifest]) -> tuple[Manifest, ...]:
+    return tuple(pod for pod in pods if pod["metadata"]["labels"].get(COMPONENT) == component)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from controllers.runtime.objects import COMPONENT, INSTANCE, MANAGED_LABELS, Manifest
 from controllers.runtime.pods import storage_env_from
 from controllers.runtime.settings import Settings
-from controllers.runtime.workload import PORT_NAME, Probes, Workload, content_hash
+from controllers.runtime.workload import DRAIN, PORT_NAME, Probes, Workload, content_hash
 from headrace.api import InferenceService
 from headrace.api.chain import CHAIN_FILE, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
 from headrace.api.inferenceservice import StepOptions
@@ -81,6 +82,7 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
         chain_name: Name of the ConfigMap with the chain.
     """
     spec = service.spec.router
+    longest = sum(map(_timeout, (service.spec.predictor, *service.spec.fallback)), timedelta())
     secrets = sorted(
         {step.model.secret_ref.name for step in service.spec.fallback if step.model and step.model.secret_ref}
     )
@@ -96,7 +98,7 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
         args=(
             *("python", "-m", "headrace.serving", "router"),
             *("--chain", f"{CHAIN_DIRECTORY}/{CHAIN_FILE}"),
-            *("--port", str(HTTP_PORT)),
+            *_serving(longest),
         ),
         options=spec,
         replicas=spec.replicas,
@@ -104,7 +106,7 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
         port=HTTP_PORT,
         # A router is up before anything answers behind it; it is ready when something does.
         probes=Probes(startup=LIVE, readiness=READY, liveness=LIVE),
-        longest_request=sum(map(_timeout, (service.spec.predictor, *service.spec.fallback)), timedelta()),
+        longest_request=longest,
         ingress=({"ports": [_port()]},),
         env_from=storage_env_from(None) if uses_default_storage_in_router(service) else (),
         volumes=(
@@ -131,6 +133,7 @@ def predictor(service: InferenceService, settings: Settings, replicas: int) -> W
         replicas: Pods asked for now, by the spec or by the autoscaler.
     """
     spec = service.spec.predictor
+    longest = _timeout(spec)
     return Workload(
         name=predictor_name(service),
         namespace=service.metadata.namespace,
@@ -145,7 +148,7 @@ def predictor(service: InferenceService, settings: Settings, replicas: int) -> W
             *("--name", service.metadata.name),
             *("--model-format", spec.model.model_format),
             *("--storage-uri", spec.model.storage_uri),
-            *("--port", str(HTTP_PORT)),
+            *_serving(longest),
         ),
         options=spec,
         replicas=replicas,
@@ -153,7 +156,7 @@ def predictor(service: InferenceService, settings: Settings, replicas: int) -> W
         port=HTTP_PORT,
         # Loading the model is part of starting.
         probes=Probes(startup=READY, readiness=READY, liveness=LIVE),
-        longest_request=_timeout(spec),
+        longest_request=longest,
         ingress=({"from": [_pods_of(service, ROUTER), _monitoring()], "ports": [_port()]},),
         env_from=storage_env_from(spec.model.secret_ref),
     )
@@ -233,6 +236,15 @@ def _metadata(service: InferenceService, name: str, component: str) -> Manifest:
 
 def _timeout(step: StepOptions) -> timedelta:
     return parse_duration(step.timeout)
+
+
+def _serving(longest_request: timedelta) -> tuple[str, ...]:
+    """Arguments of both kinds of server."""
+    return (
+        *("--port", str(HTTP_PORT)),
+        *("--drain-seconds", str(int(DRAIN.total_seconds()))),
+        *("--grace-seconds", str(math.ceil(longest_request.total_seconds()))),
+    )
 
 
 def _port() -> Mapping[str, Any]:

@@ -13,8 +13,9 @@ nodes are tainted) from being counted as the emptiest one.
 default.
 
 *Rolling updates without a failed request.* `maxUnavailable: 0`, `maxSurge: 1`: a pod goes only after its successor is
-ready. A pod that is to go first sleeps (`preStop`), still serving, while its address leaves the endpoints and name
-servers; then the process has the time of its longest request to finish.
+ready. A pod that is to go first sleeps (`preStop`), serving as ever, while its address leaves the endpoints and name
+servers; told to end, the process still listens for `DRAIN` and asks its clients to close their connections, then
+has the time of its longest request to finish.
 
 *Voluntary disruption.* A PodDisruptionBudget of one, where there is more than one pod.
 
@@ -52,8 +53,10 @@ pod is, and whether a Deployment has the template that its resource asks for: th
 templates themselves cannot be compared."""
 LOST_NODE_SECONDS = 30
 """Time that a pod stays on a node that is not ready or unreachable."""
-DRAIN = timedelta(seconds=10)
-"""Time that a leaving pod still serves; endpoints and DNS answers (CoreDNS's TTL is 5 s) have changed by then."""
+PRE_STOP = timedelta(seconds=5)
+"""Time that a leaving pod serves before its process is told; endpoints and DNS (CoreDNS's TTL is 5 s) change meanwhile."""
+DRAIN = timedelta(seconds=5)
+"""Time that a process which was told to end still listens."""
 STARTUP = timedelta(minutes=10)
 """Time for a process to become ready before it is started again."""
 PORT_NAME = "http"
@@ -164,7 +167,7 @@ def deployment(workload: Workload) -> Manifest:
 
 def pod_template(workload: Workload) -> Manifest:
     """The template of the pods; annotated with its own hash."""
-    grace = DRAIN + workload.longest_request + timedelta(seconds=5)
+    grace = PRE_STOP + DRAIN + workload.longest_request + timedelta(seconds=5)
     labels = {**workload.selector, OWNER_KIND: workload.owner_kind, OWNER_UID: workload.owner_uid}
     spec = pod_spec(
         workload.options,
@@ -241,7 +244,7 @@ def _container(workload: Workload) -> Manifest:
         "readinessProbe": _probe(workload.probes.readiness, period=2, timeout=2, failures=2),
         # A busy node may starve a process for a while; killing it then makes matters worse.
         "livenessProbe": _probe(workload.probes.liveness, period=10, timeout=5, failures=6),
-        "lifecycle": {"preStop": {"sleep": {"seconds": int(DRAIN.total_seconds())}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": int(PRE_STOP.total_seconds())}}},
     }
     if workload.env_from:
         container["envFrom"] = list(workload.env_from)

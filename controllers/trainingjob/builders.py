@@ -1,0 +1,266 @@
+"""The child objects of a TrainingJob: a function per object, from the resource to the manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from controllers.runtime import pods
+from controllers.runtime.objects import Manifest
+from controllers.runtime.settings import Settings
+from controllers.trainingjob.names import (
+    ATTEMPT,
+    MASTER_PORT,
+    RANK,
+    RESTARTS,
+    WORKER,
+    processes_per_worker,
+    worker_labels,
+    worker_name,
+)
+from headrace.api.meta import parse_quantity
+from headrace.api.trainingjob import GitSource, TrainingJob
+
+ZONE = "topology.kubernetes.io/zone"
+GPU_PRODUCT = "nvidia.com/gpu.product"
+SCRIPT_FOLDER = "/etc/headrace/script"
+WORKSPACE = "/workspace"
+REPOSITORY = f"{WORKSPACE}/repository"
+
+_CLONE = """\
+set -eu
+rm -rf "$REPOSITORY"
+git init -q "$REPOSITORY"
+cd "$REPOSITORY"
+git remote add origin "$GIT_REPO"
+if git fetch -q --depth 1 origin "$GIT_REF"; then
+  git checkout -q FETCH_HEAD
+else
+  git fetch -q --tags origin '+refs/heads/*:refs/remotes/origin/*'
+  git checkout -q "$GIT_REF" -- || { echo "$GIT_REPO has no branch, tag or commit $GIT_REF: change script.git.ref" >&2; exit 78; }
+fi
+git log -1 --format='commit %H'
+test -f "$GIT_PATH" || { echo "$GIT_REPO has no file $GIT_PATH at $GIT_REF: change script.git.path" >&2; exit 78; }
+"""  # noqa: E501 - a shell script
+"""Not every host serves a commit by its id, so the whole history is the second way. 78 (EX_CONFIG): trying again is of
+no use."""
+
+
+def service(job: TrainingJob) -> Manifest:
+    """Headless Service that gives every worker a host name, also before it is ready: rendezvous comes first."""
+    labels = worker_labels(job)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": job.metadata.name, "namespace": job.metadata.namespace, "labels": labels},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": labels,
+            "ports": [{"name": "rendezvous", "port": MASTER_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, restarts: int, zones: bool) -> Manifest:
+    """The pod of one worker.
+
+    Args:
+        job: The resource.
+        settings: Images and defaults.
+        index: Number of the worker, from 0.
+        attempt: Which start of the group it belongs to, from 1.
+        restarts: Counted restarts so far.
+        zones: The cluster's nodes carry zone labels.
+    """
+    spec = job.spec
+    volumes: list[Manifest] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    # The container default of 64 MiB is too small for NCCL and for data loader processes.
+    mounts: list[Manifest] = [{"name": "shm", "mountPath": "/dev/shm"}]
+    init: list[Manifest] = []
+    container: Manifest = {
+        "name": WORKER,
+        "image": spec.image or settings.trainer_image,
+        "command": command(job),
+        "env": pods.merged_env(environment(job, settings, index, attempt), spec.env),
+        "envFrom": pods.storage_env_from(spec.storage.secret_ref if spec.storage else None),
+        "volumeMounts": mounts,
+        "ports": [{"name": "rendezvous", "containerPort": MASTER_PORT, "protocol": "TCP"}],
+    }
+    if spec.args:
+        container["args"] = list(spec.args)
+    if spec.image is None:
+        container["imagePullPolicy"] = settings.image_pull_policy
+    gpu_limits = {spec.gpu.resource_name: spec.gpu.count} if spec.gpu else None
+    if resources := pods.resources(spec, gpu_limits):
+        container["resources"] = resources
+    if spec.script and spec.script.config_map:
+        reference = spec.script.config_map
+        items = [{"key": reference.key, "path": reference.key}]
+        volumes.append({"name": "script", "configMap": {"name": reference.name, "items": items}})
+        mounts.append({"name": "script", "mountPath": SCRIPT_FOLDER, "readOnly": True})
+    if spec.script and spec.script.git:
+        workspace = {"name": "workspace", "mountPath": WORKSPACE}
+        volumes.append({"name": "workspace", "emptyDir": {}})
+        mounts.append(workspace)
+        init.append(clone(spec.script.git, settings, workspace))
+        container["workingDir"] = REPOSITORY
+
+    extra: Manifest = {"restartPolicy": "Never", "hostname": worker_name(job.metadata.name, index)}
+    if spec.num_workers > 1:
+        extra["subdomain"] = job.metadata.name
+        if spec.topology.zone_spread == "Spread" and zones:
+            extra["topologySpreadConstraints"] = [zone_spread(job, attempt)]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": worker_name(job.metadata.name, index),
+            "namespace": job.metadata.namespace,
+            "labels": {
+                **worker_labels(job),
+                ATTEMPT: str(attempt),
+                RANK: str(index * processes_per_worker(job)),
+            },
+            "annotations": {RESTARTS: str(restarts)},
+        },
+        "spec": pods.pod_spec(
+            spec,
+            containers=[container],
+            init_containers=init,
+            volumes=volumes,
+            affinity=pack_affinity(job) if spec.num_workers > 1 and spec.topology.zone_spread == "Pack" else None,
+            node_selector={GPU_PRODUCT: spec.gpu.product} if spec.gpu and spec.gpu.product else None,
+            # Nodes with GPUs are kept for those who ask for them by a taint of the resource's name.
+            tolerations=(
+                [{"key": spec.gpu.resource_name, "operator": "Exists", "effect": "NoSchedule"}] if spec.gpu else []
+            ),
+            extra=extra,
+        ),
+    }
+
+
+def zone_spread(job: TrainingJob, attempt: int) -> Manifest:
+    """Workers of one attempt balanced over zones.
+
+    A hard constraint, since a soft one is outvoted by image locality and free resources, and a job that asked for
+    zones must not find out in an outage that it never had them. Only zones with a node that the pod may run on count
+    (taints honoured), so one zone, or a zone that is down, blocks nothing.
+    """
+    return {
+        "maxSkew": 1,
+        "topologyKey": ZONE,
+        "whenUnsatisfiable": "DoNotSchedule",
+        "nodeAffinityPolicy": "Honor",
+        "nodeTaintsPolicy": "Honor",
+        "labelSelector": {"matchLabels": {**worker_labels(job), ATTEMPT: str(attempt)}},
+    }
+
+
+def pack_affinity(job: TrainingJob) -> Manifest:
+    """Workers in the zone of the first one, where they fit."""
+    term = {"topologyKey": ZONE, "labelSelector": {"matchLabels": worker_labels(job)}}
+    return {
+        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
+    }
+
+
+def clone(git: GitSource, settings: Settings, workspace: Manifest) -> Manifest:
+    """Init container that checks the repository out; runs in the trainer image, which has git."""
+    env = [
+        pods.variable("HOME", "/tmp"),
+        pods.variable("REPOSITORY", REPOSITORY),
+        pods.variable("GIT_REPO", git.repo),
+        pods.variable("GIT_REF", git.ref),
+        pods.variable("GIT_PATH", git.path),
+        pods.variable("GIT_TERMINAL_PROMPT", 0),
+        pods.variable("GIT_CONFIG_COUNT", 2 if git.secret_ref else 1),
+        pods.variable("GIT_CONFIG_KEY_0", "init.defaultBranch"),
+        pods.variable("GIT_CONFIG_VALUE_0", "main"),
+    ]
+    if git.secret_ref:
+        helper = '!f() { echo "username=$GIT_USERNAME"; echo "password=$GIT_PASSWORD"; }; f'
+        env += [pods.variable("GIT_CONFIG_KEY_1", "credential.helper"), pods.variable("GIT_CONFIG_VALUE_1", helper)]
+        for key in ("username", "password"):
+            reference = {"name": git.secret_ref.name, "key": key}
+            env.append({"name": f"GIT_{key.upper()}", "valueFrom": {"secretKeyRef": reference}})
+    return {
+        "name": "clone",
+        "image": settings.trainer_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["sh", "-c", _CLONE],
+        "env": env,
+        "volumeMounts": [workspace],
+    }
+
+
+def command(job: TrainingJob) -> list[str]:
+    """What a worker runs; several processes per worker start through torchrun, which reads the PET_ variables."""
+    spec = job.spec
+    if spec.command:
+        return list(spec.command)
+    several = processes_per_worker(job) > 1
+    python = ["python", "-m", "torch.distributed.run"] if several else ["python"]
+    if spec.script is None:
+        return [*python, "-m", "headrace.training", "classifier"]
+    if spec.script.config_map:
+        return [*python, f"{SCRIPT_FOLDER}/{spec.script.config_map.key}"]
+    if spec.script.git:
+        return [*python, f"{REPOSITORY}/{spec.script.git.path}"]
+    return [*python, spec.script.path or ""]
+
+
+def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) -> list[Manifest]:
+    """torchrun's environment, and what the job tells its workers."""
+    spec, processes = job.spec, processes_per_worker(job)
+    master = master_address(job, settings)
+    env = [
+        *pods.identity_env(),
+        pods.variable("HEADRACE_JOB", job.metadata.name),
+        pods.variable("HEADRACE_RUN_ID", job.metadata.uid),
+        pods.variable("HEADRACE_ATTEMPT", attempt),
+        pods.variable("HEADRACE_STORAGE_URI", storage_uri(job, settings)),
+        pods.variable("HEADRACE_CHECKPOINT_INTERVAL", spec.checkpoint.interval),
+        pods.variable("HEADRACE_CHECKPOINT_KEEP", spec.checkpoint.keep),
+        pods.variable("MASTER_ADDR", master),
+        pods.variable("MASTER_PORT", MASTER_PORT),
+        pods.variable("PET_NNODES", spec.num_workers),
+        pods.variable("PET_NODE_RANK", index),
+        pods.variable("PET_NPROC_PER_NODE", processes),
+        pods.variable("PET_MASTER_ADDR", master),
+        pods.variable("PET_MASTER_PORT", MASTER_PORT),
+        pods.variable("OMP_NUM_THREADS", threads(job)),
+    ]
+    if processes == 1:
+        env += [
+            pods.variable("WORLD_SIZE", spec.num_workers),
+            pods.variable("RANK", index),
+            pods.variable("LOCAL_RANK", 0),
+            pods.variable("LOCAL_WORLD_SIZE", 1),
+            pods.variable("GROUP_RANK", index),
+        ]
+    if spec.classifier:
+        classifier = json.dumps(spec.classifier.manifest(), separators=(",", ":"), sort_keys=True)
+        env.append(pods.variable("HEADRACE_CLASSIFIER", classifier))
+    return env
+
+
+def threads(job: TrainingJob) -> int:
+    """OpenMP threads of a process: the CPUs that it may count on, since more would spin against each other."""
+    cpu = job.spec.resources.limits.get("cpu", job.spec.resources.requests.get("cpu", 1))
+    return max(1, math.floor(parse_quantity(cpu) / processes_per_worker(job)))
+
+
+def master_address(job: TrainingJob, settings: Settings) -> str:
+    """Where rank 0 waits for the others; a lone worker needs no name."""
+    name, namespace = job.metadata.name, job.metadata.namespace
+    if job.spec.num_workers == 1:
+        return "127.0.0.1"
+    return f"{worker_name(name, 0)}.{name}.{namespace}.svc.{settings.cluster_domain}"
+
+
+def storage_uri(job: TrainingJob, settings: Settings) -> str:
+    """Folder of this run."""
+    if job.spec.storage:
+        return job.spec.storage.uri
+    return f"{settings.storage.uri.rstrip('/')}/{job.metadata.namespace}/{job.metadata.name}"

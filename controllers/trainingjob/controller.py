@@ -1,0 +1,34 @@
+"""The TrainingJob kind as the runtime sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from controllers.runtime.controller import Caches, PolicyRule
+from controllers.runtime.namespace import NAMESPACE_TYPES, namespace_rules
+from controllers.runtime.objects import NODE, POD, SERVICE, ObjectType
+from controllers.runtime.plan import Plan
+from controllers.runtime.settings import Settings
+from controllers.trainingjob import observed, plan
+from headrace.api.trainingjob import TrainingJob
+
+
+class TrainingJobController:
+    """Reconciles TrainingJobs; see `controllers.runtime.controller.Controller`."""
+
+    resource = TrainingJob
+    owns: Sequence[ObjectType] = (SERVICE, POD, *NAMESPACE_TYPES)
+    reads: Sequence[ObjectType] = (NODE,)
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.rules: Sequence[PolicyRule] = namespace_rules(settings)
+
+    def gather(self, resource: TrainingJob, caches: Caches) -> observed.Observed:
+        """All that the plan looks at."""
+        return observed.gather(resource, caches)
+
+    def plan(self, resource: TrainingJob, observed: observed.Observed, now: datetime) -> Plan:
+        """What to do."""
+        return plan.plan(resource, observed, now, self._settings)

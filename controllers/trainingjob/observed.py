@@ -1,0 +1,37 @@
+"""Gather: the workers of a job and the nodes they sit on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from controllers.runtime.controller import Caches
+from controllers.runtime.objects import NODE, POD, Key, Manifest, by_name
+from controllers.runtime.podstate import node_of
+from headrace.api.trainingjob import TrainingJob
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All that the plan of a TrainingJob looks at.
+
+    Attributes:
+        pods: Pods of the job by name, whatever their attempt.
+        nodes: Nodes of these pods by name, as far as they exist.
+        cluster: Every node, for placement and for saying why a worker finds none.
+    """
+
+    pods: Mapping[str, Manifest] = field(default_factory=dict)
+    nodes: Mapping[str, Manifest] = field(default_factory=dict)
+    cluster: Sequence[Manifest] = ()
+
+
+def gather(job: TrainingJob, caches: Caches) -> Observed:
+    """Read the caches; no manifest is copied or changed."""
+    pods = by_name(caches.owned(POD, job.metadata.uid))
+    nodes: dict[str, Manifest] = {}
+    for name in {node_of(pod) for pod in pods.values()} - {""}:
+        node = caches.get(NODE, Key("", name))
+        if node is not None:
+            nodes[name] = node
+    return Observed(pods, nodes, caches.all(NODE))

@@ -1,0 +1,198 @@
+"""What to do for a TrainingJob: a pure function of the resource, its pods and nodes, and the time.
+
+One attempt is one set of pods, created together and replaced together, since collectives cannot go on without one
+rank. See `run` for how attempts are counted, `failure` for how one ends, `readiness` for whether it is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from controllers.runtime.namespace import namespace_objects
+from controllers.runtime.objects import POD, SERVICE, Manifest, key_of
+from controllers.runtime.plan import Apply, Delete, Event, Plan
+from controllers.runtime.podstate import is_finished, is_terminating
+from controllers.runtime.settings import Settings
+from controllers.trainingjob import builders, status
+from controllers.trainingjob.failure import COUNTED, Outcome, Verdict, judge
+from controllers.trainingjob.observed import Observed
+from controllers.trainingjob.readiness import STARTING, look_again
+from controllers.trainingjob.run import Run, condition_of, is_true
+from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
+
+GRACE_PERIOD = 5
+"""Seconds for the workers of an ended attempt to leave; they have nothing left to save."""
+LONGEST_BACKOFF = timedelta(seconds=60)
+FREE_LOSSES = 3
+"""Uncounted restarts without a pause; after that something removes the workers again and again."""
+PAUSE_BETWEEN_LOSSES = timedelta(seconds=10)
+AT_ONCE = timedelta(milliseconds=10)
+"""The next step of two that must not be one; own writes wake nobody."""
+LOOK_AT_NODES = timedelta(seconds=5)
+
+
+def plan(job: TrainingJob, observed: Observed, now: datetime, settings: Settings) -> Plan:
+    """What one reconcile does."""
+    if job.metadata.deletion_timestamp is not None:
+        return Plan()  # The pods go with their owner.
+    run = Run.of(job, observed, now)
+    before = job.status or TrainingJobStatus()
+    if status.is_finished(before):
+        return after_the_end(run)
+    if run.leftovers:
+        return clear_away(run)
+    pause = remaining_pause(run)
+    if pause:
+        return Plan(requeue_after=pause)
+    verdict = judge(run)
+    if verdict is None:
+        return go_on(run, settings)
+    if verdict.outcome in (Outcome.SUCCEEDED, Outcome.FAILED):
+        return end(run, settings, verdict)
+    if verdict.outcome is Outcome.OWN_FAULT and run.restarts >= job.spec.restart_policy.max_restarts:
+        return end(run, settings, out_of_restarts(run, verdict))
+    return restart(run, settings, verdict)
+
+
+def go_on(run: Run, settings: Settings) -> Plan:
+    """Create what is missing and say how things are."""
+    job, before = run.job, run.job.status
+    applies: list[Apply] = []
+    missing = [index for index, pod in enumerate(run.workers) if pod is None]
+    if missing:
+        applies += namespace_objects(
+            job.metadata.namespace,
+            settings,
+            account=job.spec.service_account_name is None,
+            storage=job.spec.storage is None or job.spec.storage.secret_ref is None,
+        )
+    if job.spec.num_workers > 1:
+        applies.append(Apply(SERVICE, builders.service(job)))
+    zones = any(builders.ZONE in (node["metadata"].get("labels") or {}) for node in run.observed.cluster)
+    for index in missing:
+        pod = builders.worker(job, settings, index, attempt=run.attempt, restarts=run.restarts, zones=zones)
+        applies.append(Apply(POD, pod))
+
+    new = status.going_on(run, settings)
+    again = look_again(run)
+    hold = status.may_wait(run, new)
+    if hold is not None and not missing:
+        return Plan(applies=applies, requeue_after=min(hold, again or hold))
+    return Plan(
+        applies=applies,
+        status=new,
+        events=list(transitions(run, before, new)),
+        requeue_after=again,
+        labels={"attempt": str(run.attempt)},
+    )
+
+
+def restart(run: Run, settings: Settings, verdict: Verdict) -> Plan:
+    """First step of a restart: put it on record. Deletes nothing, so that the evidence outlives a lost write."""
+    delay = backoff(verdict.reason, run.attempt + 1, run.restarts + (verdict.outcome is Outcome.OWN_FAULT))
+    new = status.restarting(run, settings, verdict, delay)
+    message = next(item["message"] for item in new["conditions"] if item["type"] == "Restarting")
+    events = [
+        _event("Warning", verdict.reason, verdict.message, "Restart"),
+        _event("Normal", "Restarting", message, "Restart"),
+    ]
+    return Plan(status=new, events=events, requeue_after=AT_ONCE, labels={"attempt": str(run.attempt)})
+
+
+def clear_away(run: Run) -> Plan:
+    """Second step of a restart: delete the pods of ended attempts, and wait until they are gone."""
+    return Plan(deletes=removals(run, run.leftovers), requeue_after=LOOK_AT_NODES, labels={"attempt": str(run.attempt)})
+
+
+def end(run: Run, settings: Settings, verdict: Verdict) -> Plan:
+    """The job is over. Workers that still run are removed by the next step, when this is on record."""
+    kind = "Normal" if verdict.outcome is Outcome.SUCCEEDED else "Warning"
+    return Plan(
+        status=status.ended(run, settings, verdict),
+        events=[_event(kind, verdict.reason, verdict.message, "Finish")],
+        requeue_after=AT_ONCE if any(not is_finished(pod) for pod in run.present) else None,
+        labels={"attempt": str(run.attempt)},
+    )
+
+
+def after_the_end(run: Run) -> Plan:
+    """Pods that ended keep their logs; those that still run would wait for their peers for ever."""
+    running = [pod for pod in [*run.present, *run.leftovers] if not is_finished(pod)]
+    return Plan(
+        deletes=removals(run, running),
+        status=status.same_for(run.job),
+        requeue_after=LOOK_AT_NODES if running else None,
+    )
+
+
+def out_of_restarts(run: Run, verdict: Verdict) -> Verdict:
+    """The last failure, as the end of the job."""
+    limit = run.job.spec.restart_policy.max_restarts
+    return Verdict(
+        Outcome.FAILED,
+        "RestartLimitReached",
+        f"{verdict.message}; restartPolicy.maxRestarts={limit} allows no further restart; correct the cause "
+        "(kubectl logs shows the pod's last words) and create the job again",
+    )
+
+
+def remaining_pause(run: Run) -> timedelta | None:
+    """What is left of the pause before the next attempt's pods are made."""
+    restarting = condition_of(run.job.status or TrainingJobStatus(), "Restarting")
+    if run.present or restarting is None or restarting.status != "True":
+        return None
+    left = restarting.last_transition_time + backoff(restarting.reason, run.attempt, run.restarts) - run.now
+    return left if left > timedelta(0) else None
+
+
+def backoff(reason: str, attempt: int, restarts: int) -> timedelta:
+    """Pause before an attempt: none, 2 s, 4 s and so on for own failures; losses are free until they look endless.
+
+    Args:
+        reason: Why the one before ended.
+        attempt: Number of the attempt to come.
+        restarts: Counted restarts up to it.
+    """
+    if reason in COUNTED:
+        return min(timedelta(seconds=2 ** min(restarts - 1, 16)), LONGEST_BACKOFF) if restarts > 1 else timedelta(0)
+    losses = attempt - 1 - restarts
+    return PAUSE_BETWEEN_LOSSES if losses > FREE_LOSSES else timedelta(0)
+
+
+def removals(run: Run, pods: Iterable[Manifest]) -> list[Delete]:
+    """Deletions of pods; at once where the node is lost, since nobody is there to confirm."""
+    found: list[Delete] = []
+    for pod in pods:
+        lost = run.node_trouble(pod) is not None
+        if is_terminating(pod) and not (lost and pod["metadata"].get("deletionGracePeriodSeconds") != 0):
+            continue
+        found.append(Delete(POD, key_of(pod), pod["metadata"]["uid"], 0 if lost else GRACE_PERIOD))
+    return found
+
+
+def transitions(run: Run, before: TrainingJobStatus | None, new: status.Status) -> Iterable[Event]:
+    """Events for what the new status says and the one before did not."""
+    earlier = before or TrainingJobStatus()
+    if earlier.attempt < run.attempt or is_true(earlier, "Restarting"):
+        yield _event("Normal", "Started", f"attempt {run.attempt} starts with {len(run.workers)} workers", "Start")
+    now = {item["type"]: item for item in new["conditions"]}
+    was = condition_of(earlier, "Ready")
+    ready = now["Ready"]
+    if was is None or (was.status, was.reason) != (ready["status"], ready["reason"]):
+        if ready["status"] == "True":
+            yield _event("Normal", "Running", ready["message"])
+        elif ready["reason"] != STARTING:
+            yield _event("Warning", ready["reason"], ready["message"])
+    step = new["progress"].get("resumedFromStep")
+    if step is not None and step != earlier.progress.resumed_from_step:
+        yield _event("Normal", "Resumed", f"attempt {run.attempt} resumed from the checkpoint of step {step}")
+    malformed = now.get("ReportMalformed")
+    if malformed is not None and condition_of(earlier, "ReportMalformed") is None:
+        yield _event("Warning", "MalformedReport", malformed["message"])
+
+
+def _event(type_: str, reason: str, note: str, action: str = "Reconcile") -> Event:
+    # events.k8s.io takes at most 1024 bytes.
+    short = note if len(note.encode()) <= 1000 else note.encode()[:990].decode(errors="ignore") + "…"
+    return Event("Normal" if type_ == "Normal" else "Warning", reason, short, action)

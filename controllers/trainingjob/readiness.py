@@ -1,0 +1,136 @@
+"""Whether a run is well: a chain of small rules about the current attempt's workers, the first that applies speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from controllers.runtime.objects import Manifest
+from controllers.runtime.podstate import (
+    Problem,
+    condition,
+    container_statuses,
+    has_condition,
+    is_finished,
+    is_ready,
+    moment,
+    name_of,
+    node_of,
+    phase,
+    unschedulable,
+    waiting_problem,
+)
+from controllers.trainingjob.failure import settling
+from controllers.trainingjob.run import Run, is_working, names
+from controllers.trainingjob.scheduling import explain
+
+VOLUMES_AFTER = timedelta(seconds=30)
+"""Time after which a scheduled pod without a sandbox is said to wait for its volumes."""
+STARTING = "Starting"
+"""Reason while everything goes its way."""
+
+
+def problem(run: Run) -> Problem | None:
+    """Why the workers do not all run, or None when they do."""
+    for rule in RULES:
+        found = rule(run)
+        if found is not None:
+            return found
+    return None
+
+
+def container_cannot_start(run: Run) -> Problem | None:
+    for pod in run.present:
+        found = waiting_problem(pod)
+        if found is not None:
+            return found
+    return None
+
+
+def worker_is_unschedulable(run: Run) -> Problem | None:
+    gpu = run.job.spec.gpu
+    waiting = [pod for pod in run.present if unschedulable(pod) is not None]
+    if not waiting:
+        return None
+    found = explain(waiting[0], run.observed.cluster, gpu.resource_name if gpu else None)
+    if found is None or len(waiting) == 1:
+        return found
+    return Problem(found.reason, f"{len(waiting)} of {len(run.workers)} workers wait. {found.message}")
+
+
+def volumes_are_late(run: Run) -> Problem | None:
+    for pod in run.present:
+        if not _waits_for_volumes(pod, run):
+            continue
+        script = run.job.spec.script
+        if script is not None and script.config_map is not None:
+            name, key = script.config_map.name, script.config_map.key
+            return Problem(
+                "MissingConfigMap",
+                f"pod {name_of(pod)} cannot mount its script: ConfigMap {name!r} with the key {key!r} must exist in "
+                f"namespace {run.job.metadata.namespace}; create it (kubectl create configmap {name} "
+                f"--from-file={key}) and the pod starts by itself",
+            )
+        return Problem(
+            "PodSandboxNotReady",
+            f"pod {name_of(pod)} waits on node {node_of(pod)} for its volumes or its network; see "
+            f"kubectl describe pod {name_of(pod)}",
+        )
+    return None
+
+
+def workers_are_starting(run: Run) -> Problem | None:
+    waiting = [name for pod, name in _numbered(run) if pod is None or phase(pod) == "Pending"]
+    if not waiting:
+        return None
+    return Problem(STARTING, f"attempt {run.attempt}: workers are being started")
+
+
+def worker_is_unwell(run: Run) -> Problem | None:
+    unwell = [pod for pod in run.present if not is_working(pod)]
+    if not unwell:
+        return None
+    return Problem("WorkerNotReady", f"{names(unwell)} not ready")
+
+
+RULES: tuple[Callable[[Run], Problem | None], ...] = (
+    container_cannot_start,
+    worker_is_unschedulable,
+    volumes_are_late,
+    workers_are_starting,
+    worker_is_unwell,
+)
+
+
+def look_again(run: Run) -> timedelta | None:
+    """When something may be so without any pod saying it: nodes wake nobody."""
+    after: list[timedelta] = [verdict] if (verdict := settling(run)) is not None else []
+    for pod in run.present:
+        if is_finished(pod) or is_ready(pod):
+            continue
+        if phase(pod) == "Running":
+            after.append(
+                timedelta(seconds=5)
+            )  # Its node may have gone: the pod hears of it before we hear of the node.
+        elif node_of(pod):
+            after.append(timedelta(seconds=15))
+        elif unschedulable(pod) is not None:
+            after.append(timedelta(seconds=30))
+    return min(after, default=None)
+
+
+def _waits_for_volumes(pod: Manifest, run: Run) -> bool:
+    scheduled = condition(pod, "PodScheduled")
+    if phase(pod) != "Pending" or scheduled is None or scheduled["status"] != "True":
+        return False
+    if has_condition(pod, "PodReadyToStartContainers") or any(
+        (status.get("state") or {}).get("waiting", {}).get("reason") not in ("ContainerCreating", "PodInitializing")
+        for status in container_statuses(pod)
+    ):
+        return False
+    since = moment(scheduled.get("lastTransitionTime"))
+    return since is not None and run.now - since >= VOLUMES_AFTER
+
+
+def _numbered(run: Run) -> list[tuple[Manifest | None, str]]:
+    return [(pod, run.name(index)) for index, pod in enumerate(run.workers)]

@@ -1,0 +1,134 @@
+"""Where a run stands: which attempt is current, which pods belong to it, and which are left over.
+
+The status is the durable record and may lag behind the pods (a stale cache, a leader that died between two writes), so
+the counters are the highest that status and pods know of. An attempt ends in two steps, each a reconcile of its own:
+first the next attempt is written into the status together with the restart it costs, then the pods of the ended one
+are deleted. The evidence is never gone before the verdict is on record, and writing the same verdict twice changes
+nothing: no restart is counted twice, none is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from controllers.runtime.objects import Manifest
+from controllers.runtime.podstate import condition, has_condition, is_ready, is_terminating, moment, name_of, node_of
+from controllers.trainingjob.names import ATTEMPT, RESTARTS, worker_name
+from controllers.trainingjob.observed import Observed
+from headrace.api.meta import Condition
+from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
+
+NODE_NOT_READY_AFTER = timedelta(seconds=30)
+"""Time for a kubelet that itself says it is not ready. Ready=Unknown has the cluster's own grace period behind it."""
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The current attempt and its surroundings.
+
+    Attributes:
+        job: The resource.
+        observed: What the caches hold.
+        now: The time.
+        attempt: Number of the current attempt, from 1.
+        restarts: Counted restarts up to it.
+        workers: The current attempt's pod of each worker, None where there is none.
+        leftovers: Pods of earlier attempts.
+        complete: All workers of the current attempt were seen on a node, so one that is absent is gone, not late.
+    """
+
+    job: TrainingJob
+    observed: Observed
+    now: datetime
+    attempt: int
+    restarts: int
+    workers: Sequence[Manifest | None]
+    leftovers: Sequence[Manifest]
+    complete: bool
+
+    @classmethod
+    def of(cls, job: TrainingJob, observed: Observed, now: datetime) -> Run:
+        """The run as status and pods together tell it."""
+        status = job.status or TrainingJobStatus()
+        pods = observed.pods
+        attempt = max([1, status.attempt, *(attempt_of(pod) for pod in pods.values())])
+        restarts = max([status.restarts, *(restarts_of(pod) for pod in pods.values())])
+        names = [worker_name(job.metadata.name, index) for index in range(job.spec.num_workers)]
+        current = {name: pods[name] for name in names if name in pods and attempt_of(pods[name]) == attempt}
+        return cls(
+            job=job,
+            observed=observed,
+            now=now,
+            attempt=attempt,
+            restarts=restarts,
+            workers=[current.get(name) for name in names],
+            leftovers=[pod for name, pod in pods.items() if name not in current],
+            complete=status.attempt == attempt and is_true(status, "Scheduled"),
+        )
+
+    @property
+    def present(self) -> list[Manifest]:
+        """Pods of the current attempt in rank order."""
+        return [pod for pod in self.workers if pod is not None]
+
+    def name(self, index: int) -> str:
+        """Name of the pod of one worker."""
+        return worker_name(self.job.metadata.name, index)
+
+    def node_trouble(self, pod: Manifest) -> str | None:
+        """Why the pod's node must be given up, or None. An absent node counts only where its pod is not well either."""
+        name = node_of(pod)
+        if not name:
+            return None
+        node = self.observed.nodes.get(name)
+        if node is None:
+            gone = is_terminating(pod) or has_condition(pod, "Ready", "False")
+            return f"node {name} no longer exists" if gone else None
+        if any(taint["key"] == OUT_OF_SERVICE for taint in node.get("spec", {}).get("taints") or ()):
+            return f"node {name} is out of service"
+        ready = condition(node, "Ready")
+        if ready is None or ready["status"] == "True":
+            return None
+        since = moment(ready.get("lastTransitionTime"))
+        if ready["status"] == "False" and since is not None and self.now - since < NODE_NOT_READY_AFTER:
+            return None
+        return f"node {name} is not ready ({ready.get('reason') or 'no reason given'})"
+
+
+def attempt_of(pod: Manifest) -> int:
+    """The attempt that a pod was made for; 0 when its label was tampered with, so that it counts as left over."""
+    return _number((pod["metadata"].get("labels") or {}).get(ATTEMPT))
+
+
+def restarts_of(pod: Manifest) -> int:
+    """Counted restarts when the pod was made."""
+    return _number((pod["metadata"].get("annotations") or {}).get(RESTARTS))
+
+
+def is_true(status: TrainingJobStatus, type_: str) -> bool:
+    """Whether a condition of the status holds."""
+    found = condition_of(status, type_)
+    return found is not None and found.status == "True"
+
+
+def condition_of(status: TrainingJobStatus, type_: str) -> Condition | None:
+    """One condition of the status."""
+    return next((item for item in status.conditions if item.type == type_), None)
+
+
+def is_working(pod: Manifest) -> bool:
+    """Running, or done with success."""
+    return is_ready(pod) or pod.get("status", {}).get("phase") == "Succeeded"
+
+
+def names(pods: Sequence[Manifest]) -> str:
+    """Pod names for a message, at most three of them."""
+    shown = ", ".join(name_of(pod) for pod in pods[:3])
+    return shown if len(pods) <= 3 else f"{shown} and {len(pods) - 3} more"
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0

@@ -1,0 +1,245 @@
+"""The status of a TrainingJob: figures and conditions from the run as it stands, or from how an attempt ended.
+
+`Ready` is the summary; `Scheduled` and `Running` say how far the current attempt is; `Restarting` holds from the end of
+one attempt to the start of the next; `Succeeded` and `Failed` end the job. `Stalled` (kstatus: will not go on by
+itself) and `ReportMalformed` are there only while they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from controllers.runtime.conditions import Wanted, conditions
+from controllers.runtime.podstate import container_statuses, is_ready, moment, name_of, node_of, phase
+from controllers.runtime.settings import Settings
+from controllers.trainingjob.builders import ZONE, storage_uri
+from controllers.trainingjob.failure import Outcome, Verdict
+from controllers.trainingjob.names import processes_per_worker, selector
+from controllers.trainingjob.readiness import problem, worker_is_unschedulable
+from controllers.trainingjob.report import MalformedReportError, Report, read
+from controllers.trainingjob.run import Run, condition_of, is_true
+from headrace.api.trainingjob import TrainingJob, TrainingJobStatus, WorkerCounts, WorkerPlace
+
+MAX_PLACES = 64
+"""Workers listed in placement."""
+SETTLING = timedelta(seconds=3)
+"""Age of an attempt's youngest pod below which small changes of the status are gathered into one write."""
+
+Status = dict[str, Any]
+
+
+def going_on(run: Run, settings: Settings) -> Status:
+    """The status while the current attempt goes on."""
+    before = run.job.status or TrainingJobStatus()
+    trouble = problem(run)
+    wanted = [
+        Wanted("Ready", True, "Running", f"{_workers(len(run.workers))} running")
+        if trouble is None
+        else Wanted("Ready", False, trouble.reason, trouble.message),
+        _scheduled(run),
+        Wanted("Running", True, "WorkersRunning")
+        if trouble is None
+        else Wanted("Running", False, trouble.reason, "see condition Ready"),
+        Wanted("Restarting", False, "NotRestarting"),
+        Wanted("Succeeded", False, "InProgress"),
+        Wanted("Failed", False, "InProgress"),
+    ]
+    report, malformed = _report(run)
+    if malformed is not None:
+        wanted.append(Wanted("ReportMalformed", True, "MalformedReport", malformed))
+    ready = sum(is_ready(pod) for pod in run.present)
+    figures: dict[str, Any] = {
+        "attempt": run.attempt,
+        "restarts": run.restarts,
+        "workers": _counts(run, ready),
+        "placement": _placement(run),
+        "progress": report.progress() if report else before.progress,
+        "metrics": report.metrics if report else before.metrics,
+    }
+    return _status(run, settings, figures, wanted)
+
+
+def restarting(run: Run, settings: Settings, verdict: Verdict, delay: timedelta) -> Status:
+    """The status that records the end of an attempt and announces the next."""
+    before = run.job.status or TrainingJobStatus()
+    counted = verdict.outcome is Outcome.OWN_FAULT
+    restarts = run.restarts + counted
+    wait = f", not before {delay.total_seconds():g} s have passed" if delay else ""
+    limit = run.job.spec.restart_policy.max_restarts
+    cost = f"this is restart {restarts} of at most {limit}" if counted else "this counts as no restart"
+    message = (
+        f"attempt {run.attempt} ended: {verdict.message}. "
+        f"Attempt {run.attempt + 1} starts once its pods are gone{wait}; {cost}"
+    )
+    wanted = [
+        Wanted("Ready", False, "Restarting", message),
+        Wanted("Scheduled", False, "Restarting", "see condition Ready"),
+        Wanted("Running", False, "Restarting", "see condition Ready"),
+        Wanted("Restarting", True, verdict.reason, message),
+        Wanted("Succeeded", False, "InProgress"),
+        Wanted("Failed", False, "InProgress"),
+    ]
+    report, _ = _report(run)
+    progress = report.progress() if report else before.progress
+    figures: dict[str, Any] = {
+        "attempt": run.attempt + 1,
+        "restarts": restarts,
+        "workers": WorkerCounts(total=len(run.workers), summary=f"0/{len(run.workers)}"),
+        # The next attempt says itself where it resumes.
+        "progress": progress.model_copy(update={"resumed_from_step": None}),
+        "metrics": report.metrics if report else before.metrics,
+    }
+    return _status(run, settings, figures, wanted)
+
+
+def ended(run: Run, settings: Settings, verdict: Verdict) -> Status:
+    """The last status of a job."""
+    before = run.job.status or TrainingJobStatus()
+    succeeded = verdict.outcome is Outcome.SUCCEEDED
+    wanted = [
+        Wanted("Ready", succeeded, verdict.reason, verdict.message),
+        _scheduled(run),
+        Wanted("Running", False, verdict.reason),
+        Wanted("Restarting", False, "NotRestarting"),
+        Wanted("Succeeded", succeeded, verdict.reason, verdict.message if succeeded else ""),
+        Wanted("Failed", not succeeded, verdict.reason, "" if succeeded else verdict.message),
+    ]
+    if not succeeded:
+        wanted.append(Wanted("Stalled", True, verdict.reason, verdict.message))
+    report, malformed = _report(run)
+    if malformed is not None:
+        wanted.append(Wanted("ReportMalformed", True, "MalformedReport", malformed))
+    figures: dict[str, Any] = {
+        "attempt": run.attempt,
+        "restarts": run.restarts,
+        "workers": _counts(run, 0),
+        "placement": _placement(run),
+        "progress": report.progress() if report else before.progress,
+        "metrics": report.metrics if report else before.metrics,
+        "completion_time": _finished(run) or run.now,
+    }
+    if succeeded and report is not None and report.model_uri:
+        figures["model_uri"] = report.model_uri
+    return _status(run, settings, figures, wanted)
+
+
+def same_for(job: TrainingJob) -> Status | None:
+    """The status of an ended job for a newer generation of its spec, which changes nothing any more."""
+    status = job.status
+    if status is None or status.observed_generation == job.metadata.generation:
+        return None
+    generation = job.metadata.generation
+    seen = [item.model_copy(update={"observed_generation": generation}) for item in status.conditions]
+    return status.model_copy(update={"observed_generation": generation, "conditions": seen}).manifest()
+
+
+def may_wait(run: Run, status: Status) -> timedelta | None:
+    """How long a write of this status may wait for more to come, or None when it is due.
+
+    A group of N workers comes up in some 2N pod events within moments. Whatever changes a verdict is written at
+    once; counts and places of an attempt that has only just begun are gathered.
+    """
+    before = run.job.status
+    created = [at for pod in run.present if (at := moment(pod["metadata"].get("creationTimestamp"))) is not None]
+    if before is None or before.attempt != status["attempt"] or not created:
+        return None
+    for item in status["conditions"]:
+        earlier = condition_of(before, item["type"])
+        if earlier is None or (item["type"] != "Scheduled" and earlier.status != item["status"]):
+            return None
+        if item["type"] == "Ready" and earlier.reason != item["reason"]:
+            return None
+    age = run.now - max(created)
+    # A clock that runs behind the API server's must not hold a write back for long.
+    return SETTLING - age if timedelta(0) <= age < SETTLING else None
+
+
+def _status(run: Run, settings: Settings, figures: Mapping[str, Any], wanted: Sequence[Wanted]) -> Status:
+    before = run.job.status or TrainingJobStatus()
+    started = [at for pod in run.present if (at := moment(pod["metadata"].get("creationTimestamp"))) is not None]
+    generation = run.job.metadata.generation
+    status = TrainingJobStatus(
+        observed_generation=generation,
+        storage_uri=storage_uri(run.job, settings),
+        selector=selector(run.job),
+        start_time=before.start_time or _whole_seconds(min([*started, run.now])),
+        **figures,
+    ).manifest()
+    status["conditions"] = conditions(wanted, before.conditions, generation, run.now)
+    return status
+
+
+def _scheduled(run: Run) -> Wanted:
+    if run.complete or all(pod is not None and node_of(pod) for pod in run.workers):
+        zones = sorted({place.zone for place in _places(run)} - {""})
+        where = f"in zone{'s' if len(zones) > 1 else ''} {', '.join(zones)}" if zones else "on nodes without zones"
+        return Wanted("Scheduled", True, "AllScheduled", f"{_workers(len(run.workers))} {where}")
+    found = worker_is_unschedulable(run)
+    if found is not None:
+        return Wanted("Scheduled", False, found.reason, found.message)
+    return Wanted("Scheduled", False, "Scheduling", "workers are being placed")
+
+
+def _places(run: Run) -> list[WorkerPlace]:
+    places: list[WorkerPlace] = []
+    for index, pod in enumerate(run.workers):
+        if pod is None or not node_of(pod):
+            continue
+        node = run.observed.nodes.get(node_of(pod))
+        labels = (node or {}).get("metadata", {}).get("labels") or {}
+        places.append(
+            WorkerPlace(
+                rank=index * processes_per_worker(run.job),
+                pod=name_of(pod),
+                node=node_of(pod),
+                zone=labels.get(ZONE, ""),
+            )
+        )
+    return places
+
+
+def _placement(run: Run) -> list[WorkerPlace]:
+    """Where the workers are. A node that is gone from the caches leaves the zone that was written before."""
+    before = {(place.pod, place.node): place for place in (run.job.status or TrainingJobStatus()).placement}
+    return [place if place.zone else before.get((place.pod, place.node), place) for place in _places(run)[:MAX_PLACES]]
+
+
+def _counts(run: Run, ready: int) -> WorkerCounts:
+    total = len(run.workers)
+    succeeded = sum(phase(pod) == "Succeeded" for pod in run.present)
+    return WorkerCounts(total=total, ready=ready, succeeded=succeeded, summary=f"{ready}/{total}")
+
+
+def _report(run: Run) -> tuple[Report | None, str | None]:
+    try:
+        return read(run.workers[0]), None
+    except MalformedReportError as error:
+        return None, (
+            f"the annotation headrace.dev/report of pod {run.name(0)} is no valid report ({error}); progress is not "
+            "updated, training is not affected"
+        )
+
+
+def _finished(run: Run) -> datetime | None:
+    ends = [
+        end
+        for pod in run.present
+        for status in container_statuses(pod)
+        if (end := moment(((status.get("state") or {}).get("terminated") or {}).get("finishedAt"))) is not None
+    ]
+    return max(ends, default=None)
+
+
+def _whole_seconds(at: datetime) -> datetime:
+    return at.replace(microsecond=0)
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
+def is_finished(status: TrainingJobStatus) -> bool:
+    """The job has ended for good."""
+    return is_true(status, "Succeeded") or is_true(status, "Failed")

@@ -76,13 +76,25 @@ def ensure_docker() -> str:
     if (pid := _alive("dockerd")) is not None:
         _wait_until_docker_answers()
         return f"Docker daemon of this project (pid {pid})"
-    if not _socket().exists() and succeeds(["docker", "info"]):
+    if not _socket().exists() and answers():
         _remember_settings()
         return "the Docker daemon that was already running"
     with cache.lock("dockerd"):
         if (pid := _alive("dockerd")) is None:
             pid = _start_docker()
     return f"Docker daemon of this project (pid {pid}), since no other answers"
+
+
+def answers() -> bool:
+    """Whether a daemon answers, ours or another."""
+    if shutil.which("docker") is None:
+        return False
+    return (
+        subprocess.run(
+            ["docker", "info"], env={**os.environ, **docker_environment()}, capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 def raise_inotify_limits() -> None:
@@ -213,10 +225,6 @@ def lacks_sys_resource() -> bool:
 
 
 def _wait_until_docker_answers() -> None:
-    def answers() -> bool:
-        environment = {**os.environ, **docker_environment()}
-        return subprocess.run(["docker", "info"], env=environment, capture_output=True, check=False).returncode == 0
-
     _wait(answers, "dockerd", cache.root() / "logs" / "dockerd.log")
 
 

@@ -22,6 +22,9 @@ CONTAINERD_VERSION = "v2.2.1"
 CNI_VERSION = "v1.9.1"
 PAUSE_VERSION = "3.10.2"
 KIND_VERSION = "v0.33.0"
+METRICS_SERVER_VERSION = "v0.9.0"
+ROUTER_VERSION = "v2.1.0"
+LOCAL_PATH_VERSION = "v0.0.30"
 
 _MAJOR, _MINOR, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
 _STAMP = "k8s.io/component-base/version"
@@ -82,11 +85,12 @@ PROGRAMS: dict[str, GoProgram] = {
         GoProgram(
             "metrics-server",
             "sigs.k8s.io/metrics-server",
-            "v0.9.0",
+            METRICS_SERVER_VERSION,
             "cmd/metrics-server",
-            ldflags="-X sigs.k8s.io/metrics-server/pkg/version.gitVersion=v0.9.0",
+            ldflags=f"-X sigs.k8s.io/metrics-server/pkg/version.gitVersion={METRICS_SERVER_VERSION}",
         ),
-        GoProgram("kube-router", "github.com/cloudnativelabs/kube-router/v2", "v2.1.0", "cmd/kube-router"),
+        GoProgram("local-path-provisioner", "github.com/rancher/local-path-provisioner", LOCAL_PATH_VERSION),
+        GoProgram("kube-router", "github.com/cloudnativelabs/kube-router/v2", ROUTER_VERSION, "cmd/kube-router"),
         _containerd("containerd"),
         _containerd("containerd-shim-runc-v2"),
         _containerd("ctr"),

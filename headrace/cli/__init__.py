@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from headrace.cli import crds
+from headrace.cli import cluster, crds
 
-COMMANDS = (crds,)
+COMMANDS = (cluster, crds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,63 @@
+# `make demo` and `make test` set up all that they need; `make down` leaves the machine as it was.
+# Everything that is expensive is kept in $(CACHE), by the hash of what it is made from.
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/headrace
+UV_VERSION := 0.13.9
+UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+export UV
+export PATH := $(dir $(UV)):$(PATH):/usr/sbin:/sbin
+RUN := $(UV) run --frozen --no-sync
+PYTEST := $(RUN) python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system cluster images demo test lint unit api e2e bench down
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: system $(UV) ## system packages (on Debian as root), uv and the Python environment
+	@$(UV) sync --frozen --quiet
+
+system:
+	@./cluster/system-packages.sh
+
+$(UV):
+	@echo "uv $(UV_VERSION) from PyPI…"
+	@rm -rf $(CACHE)/uv-$(UV_VERSION).part && mkdir -p $(CACHE)
+	@python3 -m venv $(CACHE)/uv-$(UV_VERSION).part
+	@$(CACHE)/uv-$(UV_VERSION).part/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@mv $(CACHE)/uv-$(UV_VERSION).part $(CACHE)/uv-$(UV_VERSION)
+
+cluster: setup ## the local cluster: one control plane, workers in zones a, b, c
+	@$(RUN) headrace cluster up
+
+images: cluster ## this checkout's images, in the nodes of the cluster
+	@$(RUN) headrace cluster load
+
+demo: images ## train on three zones, serve, kill the primary, see the fallback answer
+	@$(RUN) python -m cluster.demo
+
+test: lint unit api e2e ## everything
+
+lint: setup ## ruff, mypy, import-linter
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy headrace controllers cluster tests benchmarks
+	$(RUN) lint-imports
+
+unit: setup ## no network, no cluster
+	$(PYTEST) tests/unit
+
+api: setup ## against a real API server without nodes
+	@$(RUN) python -m cluster.tools kube-apiserver etcd kubectl helm kubeconform > /dev/null
+	$(PYTEST) tests/api
+
+e2e: images ## against the cluster
+	$(PYTEST) tests/e2e
+
+bench: setup ## benchmarks of the operator on simulated nodes, one JSON line each
+	@$(RUN) python -m benchmarks.operator_scale
+
+down: ## the cluster, and what was started and set on this machine for it
+	@if [ -x .venv/bin/python ]; then .venv/bin/python -m headrace.cli cluster down --all; \
+	 else echo "Nothing is set up here."; fi

@@ -1,0 +1,186 @@
+"""The project's images: built from `images/<name>/Dockerfile` and loaded into the nodes of the local cluster.
+
+Everything that an image is made of lies in a folder of its own while it is built; the hash of that folder decides
+whether anything has to be done. The base is `debian:trixie-slim` where an image registry is reachable, and otherwise a
+Debian root made here, which knows the certificates that this host trusts, so that builds reach package indexes as the
+host does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import cache, host, kind, nodeimage
+from cluster.process import ClusterError, output, run_logged, succeeds
+from cluster.tools import tool
+
+ROOT = Path(__file__).parents[1]
+STOCK_BASE = "debian:trixie-slim"
+BASE_PACKAGES = "ca-certificates"
+HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+CONTENT_LABEL = "dev.headrace.content"
+
+_BASE_DOCKERFILE = f"COPY ca-certificates.crt {HOST_CERTIFICATES}\nCOPY pip.conf /etc/pip.conf\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the build context of an image holds besides its Dockerfile."""
+
+    extra: str = ""
+    """Extra of pyproject.toml whose locked packages the image has; with it comes the wheel."""
+    folders: tuple[str, ...] = ()
+    """Folders of the checkout."""
+    programs: tuple[str, ...] = ()
+    """Programs of `cluster.tools`."""
+
+
+RECIPES = {
+    "operator": Recipe(extra="operator", folders=("controllers", "operator")),
+    "s3": Recipe(programs=("versitygw",)),
+    "serving": Recipe(extra="serving"),
+    "trainer": Recipe(extra="training"),
+}
+
+
+def tag(name: str) -> str:
+    """Full name of the image `name` at the version of this checkout."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return f"headrace/{name}:{project['version']}"
+
+
+def load(names: list[str]) -> None:
+    """Build what changed of the images `names` (all when empty) and load it into the nodes that run workloads.
+
+    Raises ClusterError when a name is unknown, there is no cluster, or a build fails.
+    """
+    if unknown := [name for name in names if name not in RECIPES]:
+        raise ClusterError(f"no image is called {', '.join(unknown)}; there are: {', '.join(RECIPES)}")
+    workers = kind.workers()
+    if not workers:
+        raise ClusterError(f"there is no cluster {kind.name()} to load images into: `headrace cluster up` makes it.")
+    with cache.lock(f"images-{kind.name()}"):
+        loaded = _loaded()
+        changed: dict[str, str] = {}
+        for name in names or RECIPES:
+            started = time.monotonic()
+            content, built = build(name)
+            if built:
+                cache.say(f"      {tag(name)} is built after {time.monotonic() - started:.0f} s")
+            if loaded.get(name) != content:
+                changed[name] = content
+        if not changed:
+            cache.say("The nodes have all images of this checkout.")
+            return
+        cache.say(f"Loading {', '.join(changed)} into {len(workers)} nodes…")
+        started = time.monotonic()
+        command: list[str | Path] = [tool("kind"), "load", "docker-image", *(tag(name) for name in changed)]
+        command += ["--name", kind.name(), "--nodes", ",".join(workers)]
+        run_logged(command, cache.root() / "logs" / "load.log", env=kind.environment())
+        _record({**loaded, **changed})
+        cache.say(f"      loaded after {time.monotonic() - started:.0f} s")
+
+
+def build(name: str) -> tuple[str, bool]:
+    """Build the image `name` unless Docker has it; return the hash of its content and whether it was built."""
+    with _context(name) as context:
+        base = _base()
+        content = cache.digest(base, cache.digest_files(context, [context]))
+        filters = ["--filter", f"reference={tag(name)}", "--filter", f"label={CONTENT_LABEL}={content}"]
+        if host.docker("image", "ls", "--quiet", *filters).strip():
+            return content, False
+        cache.say(f"Building {tag(name)}…")
+        command: list[str | Path] = ["docker", "build", "--network=host", "--tag", tag(name)]
+        command += ["--build-arg", f"BASE_IMAGE={base}", "--label", f"{CONTENT_LABEL}={content}", context]
+        log = cache.root() / "logs" / f"image-{name}.log"
+        run_logged(command, log, env=_build_environment())
+    return content, True
+
+
+@contextmanager
+def _context(name: str) -> Iterator[Path]:
+    """A folder with what the image is made of, as its Dockerfile describes it."""
+    recipe = RECIPES[name]
+    with tempfile.TemporaryDirectory(prefix=f"headrace-{name}-") as folder:
+        context = Path(folder)
+        shutil.copy(ROOT / "images" / name / "Dockerfile", context)
+        if recipe.extra:
+            export = ["export", "--frozen", "--quiet", "--no-header", "--no-annotate", "--no-emit-project"]
+            export += ["--no-default-groups", "--extra", recipe.extra]
+            (context / "requirements.txt").write_text(output([_uv(), *export, "--project", ROOT]))
+            shutil.copy(_wheel(), context)
+        for part in recipe.folders:
+            shutil.copytree(ROOT / part, context / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for program in recipe.programs:
+            shutil.copy(tool(program), context)
+        yield context
+
+
+def _wheel() -> Path:
+    """The wheel of this checkout."""
+    parts = [ROOT / "headrace", ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]
+
+    def make(folder: Path) -> None:
+        output([_uv(), "build", "--quiet", "--wheel", "--out-dir", folder, ROOT])
+
+    folder = cache.produce(cache.root() / "wheels" / cache.digest_files(ROOT, parts), make)
+    return next(folder.glob("headrace-*.whl"))
+
+
+def _base() -> str:
+    """Name of the image that all others stand on."""
+    if host.docker("image", "ls", "--quiet", STOCK_BASE).strip():
+        return STOCK_BASE
+    if kind.reachable(kind.REGISTRY):
+        host.docker("pull", STOCK_BASE)
+        return STOCK_BASE
+    certificates = HOST_CERTIFICATES.read_bytes() if HOST_CERTIFICATES.exists() else b""
+    name = f"headrace.dev/base:trixie-{cache.digest(BASE_PACKAGES, certificates, _BASE_DOCKERFILE)}"
+    if not host.docker("image", "ls", "--quiet", name).strip():
+        cache.say("Base image from Debian packages, since no image registry can be reached…")
+        root = nodeimage.debian_root("trixie", BASE_PACKAGES)
+        with tempfile.TemporaryDirectory(prefix="headrace-base-") as folder:
+            nodeimage.import_image(f"{name}-plain", root, None)
+            context = Path(folder)
+            (context / "ca-certificates.crt").write_bytes(certificates)
+            (context / "pip.conf").write_text(f"[global]\ncert = {HOST_CERTIFICATES}\n")
+            (context / "Dockerfile").write_text(f"FROM {name}-plain\n{_BASE_DOCKERFILE}")
+            log = cache.root() / "logs" / "image-base.log"
+            run_logged(["docker", "build", "--tag", name, context], log, env=_build_environment())
+    return name
+
+
+def _build_environment() -> dict[str, str]:
+    """The classic builder where Docker has no buildx; both understand the Dockerfiles."""
+    buildkit = {} if succeeds(["docker", "buildx", "version"]) else {"DOCKER_BUILDKIT": "0"}
+    return {**host.docker_environment(), **buildkit}
+
+
+def _uv() -> str:
+    found = os.environ.get("UV") or shutil.which("uv")
+    if found is None:
+        raise ClusterError("uv is not on PATH: run this with `uv run`, or `make setup` first.")
+    return found
+
+
+def _loaded() -> dict[str, str]:
+    """Hash by name of the images that were loaded into the cluster as it is now."""
+    path = kind.folder() / "images.json"
+    loaded: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return loaded
+
+
+def _record(loaded: dict[str, str]) -> None:
+    path = kind.folder() / "images.json"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(loaded))
+    temporary.rename(path)

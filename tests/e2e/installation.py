@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from cluster.host import docker
 from cluster.kubectl import Kube, wait_for
 from cluster.release import CHART, SYSTEM_NAMESPACE, Release
 
@@ -100,9 +101,9 @@ class Zones:
     def paused(self, zone: str) -> Iterator[None]:
         """Every node of the zone stands still while the context lasts."""
         nodes = self.nodes(zone)
-        subprocess.run(["docker", "pause", *nodes], check=True, capture_output=True)
+        docker("pause", *nodes)
         try:
             yield
         finally:
-            subprocess.run(["docker", "unpause", *nodes], check=True, capture_output=True)
+            docker("unpause", *nodes)
             wait_for(f"zone {zone} is back", lambda: self.ready(zone), seconds=90)

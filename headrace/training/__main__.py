@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m headrace.training", description=__doc__)
     parser.add_argument("trainer", choices=["classifier"], help=f"what to run; its settings come in {VARIABLE}")
     parser.parse_args(arguments)
+    # PID 1 of a container ignores SIGTERM unless it says otherwise.
+    signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     try:
         from headrace.training.classifier import train_classifier
@@ -61,9 +64,13 @@ def main(arguments: Sequence[str]) -> int:
     except Exception as error:
         logger.exception("training failed")
         rank = os.environ.get("RANK", "0")
-        summary = " ".join(str(error).split())[:500]
+        summary = " ".join(str(error).split())[:300]
         return _last_line(f"worker {rank} failed: {type(error).__name__}: {summary}", EXIT_FAILED)
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted
 
 
 def _last_line(message: str, code: int) -> int:

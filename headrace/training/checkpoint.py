@@ -141,6 +141,13 @@ class Checkpoints:
                 raise
             logger.warning("a checkpoint could not be saved, training goes on without it: %s", error)
 
+    def settle(self) -> None:
+        """`wait` for a run that failed anyway: what goes wrong is logged."""
+        try:
+            self.wait()
+        except Exception as error:  # noqa: BLE001 - the run's own error is on its way
+            logger.warning("the last checkpoint could not be saved: %s", error)
+
     @staticmethod
     def _write(folder: CheckpointFolder, step: int, tree: str, tensors: Mapping[str, Any]) -> None:
         from safetensors.torch import save
@@ -178,7 +185,7 @@ class Checkpoints:
             try:
                 _unwrapped(item).load_state_dict(saved["objects"][name])
             except (RuntimeError, ValueError, KeyError) as error:
-                raise self._misfit(loaded.step, f"{name}: {' '.join(str(error).split())[:500]}") from error
+                raise self._misfit(loaded.step, f"{name}: {' '.join(str(error).split())[:160]}") from error
         _restore_random(saved["random"], self._environment.rank, loaded.step, self._group.device)
         state: dict[str, Any] = saved["state"]
         return state

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.api.trainingjob import ClassifierTrainer
-from headrace.training.data import Split, Standardization, epoch_order, load, shard, split
+from headrace.training.data import Features, Split, Standardization, epoch_order, load, shard, split
 from headrace.training.errors import ConfigurationError, Interrupted
 from headrace.training.session import Run, session
 
@@ -65,28 +65,54 @@ def train_classifier(
         StorageError: storage cannot be read or written.
         Interrupted: SIGTERM came.
     """
+    # Before the others are waited for: what is wrong with the data is then known at once.
+    material = _Material.prepare(trainer)
     with session(storage_uri, sink) as run:
-        return _Training(trainer, run, on_epoch).run()
+        return _Training(trainer, material, run, on_epoch).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What is trained on: the split, its standardized training rows, and the fingerprint of data and settings."""
+
+    data: Split
+    classes: int
+    standardization: Standardization
+    inputs: Features
+    fingerprint: str
+
+    @classmethod
+    def prepare(cls, trainer: ClassifierTrainer) -> _Material:
+        table = load(trainer.dataset)
+        data = split(table, trainer.dataset.test_fraction, trainer.seed)
+        standardization = Standardization.of(data.train.features)
+        inputs = standardization.apply(data.train.features)
+        return cls(data, table.classes, standardization, inputs, _fingerprint(trainer, table.digest()))
 
 
 class _Training:
     """One worker's training of one classifier."""
 
-    def __init__(self, trainer: ClassifierTrainer, run: Run, on_epoch: Callable[[int, float], None] | None) -> None:
+    def __init__(
+        self,
+        trainer: ClassifierTrainer,
+        material: _Material,
+        run: Run,
+        on_epoch: Callable[[int, float], None] | None,
+    ) -> None:
         import torch
 
         self._trainer = trainer
+        self._material = material
         self._run = run
         self._on_epoch = on_epoch
-        table = load(trainer.dataset)
-        self._data: Split = split(table, trainer.dataset.test_fraction, trainer.seed)
-        self._standardization = Standardization.of(self._data.train.features)
-        self._classes = table.classes
-        self._fingerprint = _fingerprint(trainer, table.digest())
-        self._batches = math.ceil(len(self._data.train.labels) / trainer.batch_size)
+        self._inputs = torch.from_numpy(material.inputs).to(run.device)
+        self._labels = torch.from_numpy(material.data.train.labels).to(run.device)
+        self._batches = math.ceil(len(self._labels) / trainer.batch_size)
         self._steps = self._batches * trainer.epochs
         torch.manual_seed(trainer.seed)
-        self._model = _perceptron(len(table.columns), trainer.hidden_sizes, self._classes).to(run.device)
+        columns = self._inputs.shape[1]
+        self._model = _perceptron(columns, trainer.hidden_sizes, material.classes).to(run.device)
         self._parallel = _parallel(self._model, run)
         self._optimizer = _optimizer(self._parallel, trainer)
         self._position = Position()
@@ -98,13 +124,12 @@ class _Training:
         if run.rank == 0:
             logger.info(
                 "training on %d rows of %d features and %d classes, %d test rows, %d steps",
-                len(self._data.train.labels),
-                self._data.train.features.shape[1],
-                self._classes,
-                len(self._data.test.labels),
+                *self._inputs.shape,
+                self._material.classes,
+                len(self._material.data.test.labels),
                 self._steps,
             )
-        state = run.checkpoints.restore(self._objects(), self._fingerprint)
+        state = run.checkpoints.restore(self._objects(), self._material.fingerprint)
         if state is not None:
             position.epoch, position.batch, position.step = state["epoch"], state["batch"], state["step"]
         started_at = position.step
@@ -124,15 +149,13 @@ class _Training:
         import torch
 
         run, trainer, position = self._run, self._trainer, self._position
-        features = torch.from_numpy(self._standardization.apply(self._data.train.features)).to(run.device)
-        labels = torch.from_numpy(self._data.train.labels).to(run.device)
-        order = epoch_order(len(labels), trainer.seed, position.epoch)
+        order = epoch_order(len(self._labels), trainer.seed, position.epoch)
         total = torch.zeros(2, dtype=torch.float64, device=run.device)
         reported = position.batch
         while position.batch < self._batches:
             batch = order[position.batch * trainer.batch_size : (position.batch + 1) * trainer.batch_size]
             mine = torch.from_numpy(shard(batch, run.rank, run.world_size)).to(run.device)
-            total[0] += self._step(features[mine], labels[mine], len(batch))
+            total[0] += self._step(self._inputs[mine], self._labels[mine], len(batch))
             total[1] += len(mine)
             position.batch += 1
             position.step += 1
@@ -196,23 +219,24 @@ class _Training:
     def _finish(self) -> dict[str, float]:
         from headrace.training.evaluation import evaluate, publish
 
-        metrics = evaluate(self._model, self._standardization, self._data.test, self._classes, self._run.device)
+        data, standardization = self._material.data, self._material.standardization
+        metrics = evaluate(self._model, standardization, data.test, self._material.classes, self._run.device)
         model_uri = None
         if self._run.storage is not None:
             facts: Mapping[str, Any] = {
                 "epochs": self._position.epoch,
                 "steps": self._position.step,
-                "trainRows": len(self._data.train.labels),
-                "testRows": len(self._data.test.labels),
-                "classes": self._classes,
-                "features": list(self._data.train.columns),
+                "trainRows": len(data.train.labels),
+                "testRows": len(data.test.labels),
+                "classes": self._material.classes,
+                "features": list(data.train.columns),
                 "workers": self._run.world_size,
                 "backend": self._run.backend,
                 "attempt": self._run.environment.attempt,
                 "trainer": self._trainer.manifest(),
             }
             model_uri = publish(
-                self._run.storage.folder("model"), self._model, self._standardization, self._data.test, metrics, facts
+                self._run.storage.folder("model"), self._model, standardization, data.test, metrics, facts
             )
             logger.info("the model is at %s", model_uri)
         self._run.report(metrics=metrics, model_uri=model_uri)

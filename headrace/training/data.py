@@ -147,7 +147,7 @@ def _parquet(uri: str, label_column: str) -> Table:
     if label_column not in table.column_names:
         raise ConfigurationError(
             "dataset.labelColumn",
-            f"{uri} has no column {label_column!r}; it has {', '.join(table.column_names[:50]) or 'none'}",
+            f"{uri} has no column {label_column!r}; it has {', '.join(table.column_names[:8]) or 'none'}",
             "name the column with the class",
         )
     if table.num_rows == 0:
@@ -214,4 +214,4 @@ def _labels(table: Any, uri: str, label_column: str) -> Labels:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:160]

@@ -23,13 +23,16 @@ GRACE = 10.0
 
 
 class Interruption:
-    """A context in which SIGTERM sets `requested` and ends the process after GRACE seconds.
+    """A context in which SIGTERM sets `requested` and ends the process after `grace` seconds.
 
     Outside of the main thread, where Python allows no signal handlers, it does nothing.
+
+    Attributes:
+        grace: Seconds; may be changed while nothing has come.
     """
 
     def __init__(self, grace: float = GRACE) -> None:
-        self._grace = grace
+        self.grace = grace
         self._requested = threading.Event()
         self._left = threading.Event()
 
@@ -69,7 +72,7 @@ class Interruption:
                 if signal.SIGTERM in numbers:
                     break
         self._requested.set()
-        if not self._left.wait(self._grace):
-            logger.warning("still busy %g s after SIGTERM; the process ends now", self._grace)
+        if not self._left.wait(self.grace):
+            logger.warning("still busy %g s after SIGTERM; the process ends now", self.grace)
             logging.shutdown()
             os._exit(EXIT_INTERRUPTED)

@@ -66,8 +66,11 @@ def join(environment: Environment) -> Group:
         os.environ.setdefault("NCCL_ALGO", "Ring")
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         torch.cuda.set_device(device)
-    if environment.master is None:
-        store: Any = dist.HashStore()
+    store: Any = None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        logger.info("worker %d of %d: torchrun keeps the store", environment.rank, environment.world_size)
+    elif environment.master is None:
+        store = dist.HashStore()
     else:
         host, port = environment.master
         logger.info(
@@ -85,6 +88,7 @@ def join(environment: Environment) -> Group:
             is_master=environment.rank == 0,
             timeout=timedelta(seconds=environment.rendezvous_timeout),
             wait_for_workers=True,
+            use_libuv=False,  # Debian's PyTorch is built without it, and so are others.
         )
     dist.init_process_group(
         backend,

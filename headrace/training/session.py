@@ -17,6 +17,7 @@ The same script runs in a notebook: one process, no reports, and checkpoints whe
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,7 @@ from headrace.training.checkpoint import Checkpoints
 from headrace.training.checkpoint_folder import CheckpointFolder, Owner
 from headrace.training.environment import Environment
 from headrace.training.errors import EXIT_CONFIGURATION, ConfigurationError, Interrupted
-from headrace.training.interruption import Interruption
+from headrace.training.interruption import GRACE, Interruption
 from headrace.training.process_group import Group, join, leave
 from headrace.training.progress import Report
 
@@ -40,6 +41,9 @@ FINAL_REPORT_TIMEOUT = 30.0
 """Seconds for the last report of a finished run, which carries its metrics and the model's URI."""
 FAILED_REPORT_TIMEOUT = 2.0
 """Seconds for the last report of a run that failed."""
+JOINING_GRACE = 0.5
+"""Seconds from SIGTERM to the end of the process while it waits for the other workers: there is nothing to save."""
+RUN_FILE = "run.json"
 
 
 class Run:
@@ -54,12 +58,17 @@ class Run:
     """
 
     def __init__(
-        self, environment: Environment, group: Group, reporter: Reporter | None, interruption: Interruption
+        self,
+        environment: Environment,
+        group: Group,
+        storage: Store | None,
+        reporter: Reporter | None,
+        interruption: Interruption,
     ) -> None:
         self.environment = environment
         self.device = group.device
         self.backend = group.backend
-        self.storage = Store.open(environment.storage_uri) if environment.storage_uri else None
+        self.storage = storage
         self._reporter = reporter
         self._interruption = interruption
         self._report = Report(environment.attempt, group.backend)
@@ -150,19 +159,22 @@ def session(
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     try:
         with ExitStack() as stack:
-            interruption = Interruption()
+            interruption = Interruption(JOINING_GRACE)
             if arranged or told.master:
                 stack.enter_context(interruption)
+            storage = _announce(told)
             group = join(told)
+            interruption.grace = GRACE
             if told.world_size == 1:
                 # With peers a failed run does not take the group down: that could wait for those that are gone.
                 stack.callback(leave)
             reporter = pod_reporter(sink) if told.rank == 0 else None
-            run = Run(told, group, reporter, interruption)
+            run = Run(told, group, storage, reporter, interruption)
             try:
                 yield run
                 run.checkpoints.wait()
             except BaseException:
+                run.checkpoints.settle()
                 if reporter is not None:
                     reporter.close(FAILED_REPORT_TIMEOUT)
                 raise
@@ -177,3 +189,18 @@ def session(
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the termination message
         raise SystemExit(EXIT_CONFIGURATION) from error
+
+
+def _announce(told: Environment) -> Store | None:
+    """The storage of the run. Rank 0 writes who runs there: a folder that cannot be written is known before training.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if not told.storage_uri:
+        return None
+    storage = Store.open(told.storage_uri)
+    if told.rank == 0:
+        facts = {"job": told.job, "runId": told.run_id, "attempt": told.attempt, "workers": told.world_size}
+        storage.write_bytes(RUN_FILE, json.dumps(facts).encode())
+    return storage

@@ -1,0 +1,408 @@
+"""Good specs, and what may be wrong with them: the field that the API server must name and the remedy it must say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Manifest = dict[str, Any]
+DIGITS = {"builtin": "Digits"}
+
+GOOD_JOB: Manifest = {
+    "apiVersion": "headrace.dev/v1alpha1",
+    "kind": "TrainingJob",
+    "metadata": {"name": "good"},
+    "spec": {"numWorkers": 3, "classifier": {"dataset": DIGITS}, "resources": {"requests": {"cpu": "500m"}}},
+}
+GOOD_SERVICE: Manifest = {
+    "apiVersion": "headrace.dev/v1alpha1",
+    "kind": "InferenceService",
+    "metadata": {"name": "good"},
+    "spec": {
+        "predictor": {"model": {"storageUri": "s3://models/digits"}},
+        "fallback": [
+            {"name": "small", "model": {"storageUri": "s3://models/digits-small"}},
+            {"name": "static", "static": {"outputs": [{"name": "label", "datatype": "INT64", "data": [-1]}]}},
+        ],
+    },
+}
+STATIC = GOOD_SERVICE["spec"]["fallback"][1]["static"]
+MODEL = {"storageUri": "s3://models/x"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """One mistake.
+
+    Attributes:
+        name: What is wrong.
+        base: The good object.
+        patch: JSON merge patch (RFC 7396) of its spec.
+        field: Path of the field that the refusal names.
+        words: What the refusal says, the remedy among it.
+        python: The models refuse it too.
+        metadata: Patch of the metadata.
+    """
+
+    name: str
+    base: Manifest
+    patch: Any
+    field: str
+    words: str
+    python: bool = True
+    metadata: Any = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The object with the mistake."""
+        return merge_patch(self.base, {"spec": self.patch, "metadata": self.metadata or {}})
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge_patch(result.get(key), value)
+    return result
+
+
+def job(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad:
+    """A mistake in a TrainingJob."""
+    return Bad(name, GOOD_JOB, patch, field, words, **more)
+
+
+def script(name: str, source: Any, field: str, words: str) -> Bad:
+    """A mistake in a TrainingJob's script."""
+    return job(name, {"classifier": None, "script": source}, field, words)
+
+
+def service(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad:
+    """A mistake in an InferenceService."""
+    return Bad(name, GOOD_SERVICE, patch, field, words, **more)
+
+
+def predictor(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad:
+    """A mistake in a predictor."""
+    return service(name, {"predictor": patch}, f"spec.predictor.{field}", words, **more)
+
+
+def fallback(name: str, steps: Any, field: str, words: str, **more: Any) -> Bad:
+    """A mistake in a chain of fallbacks."""
+    return service(name, {"fallback": steps}, field, words, **more)
+
+
+def tensor(name: str, output: Any, field: str, words: str, **more: Any) -> Bad:
+    """A mistake in a static response."""
+    return fallback(name, [{"name": "static", "static": {"outputs": [output]}}], field, words, **more)
+
+
+GIT = {"repo": "https://git.example/team/models.git", "path": "train.py"}
+DURATION = "write a duration such as 250ms, 30s, 5m or 1h30m"
+STORAGE = "write a storage address such as s3://bucket/path"
+
+JOBS: tuple[Bad, ...] = (
+    job("nothing to run", {"classifier": None}, "spec", "set exactly one of classifier (built-in trainer), script and"),
+    job("two things to run", {"script": {"path": "/a.py"}, "image": "x"}, "spec", "set exactly one of classifier"),
+    job("command without image", {"classifier": None, "command": ["python"]}, "spec.image", "set image"),
+    job("empty command", {"classifier": None, "image": "x", "command": []}, "spec.command", "at least 1 items"),
+    job("arguments to the built-in trainer", {"args": ["--fast"]}, "spec.args", "move args to a script"),
+    job("no workers", {"numWorkers": 0}, "spec.numWorkers", "greater than or equal to 1"),
+    job("too many workers", {"numWorkers": 5000}, "spec.numWorkers", "less than or equal to 4096"),
+    job("workers as text", {"numWorkers": "three"}, "spec.numWorkers", "must be of type integer"),
+    job("unknown field", {"workers": 3}, "", 'unknown field "spec.workers"'),
+    job("unknown field deep inside", {"topology": {"zones": 3}}, "", 'unknown field "spec.topology.zones"'),
+    job("image with a space", {"image": "my image:1"}, "spec.image", "write an image such as"),
+    job("unknown topology", {"topology": {"type": "ParameterServer"}}, "spec.topology.type", '"AllReduce"'),
+    job("unknown all-reduce", {"topology": {"allReduce": "Tree"}}, "spec.topology.allReduce", '"Ring"'),
+    job(
+        "unknown spread", {"topology": {"zoneSpread": "spread"}}, "spec.topology.zoneSpread", '"Spread", "Pack", "None"'
+    ),
+    job("no data", {"classifier": {"dataset": None}}, "spec.classifier.dataset", "Required value"),
+    job(
+        "two data sets",
+        {"classifier": {"dataset": {"uri": "s3://data/x"}}},
+        "spec.classifier.dataset",
+        "set exactly one of uri (files in storage) and builtin",
+    ),
+    job(
+        "unknown data set",
+        {"classifier": {"dataset": {"builtin": "MNIST"}}},
+        "spec.classifier.dataset.builtin",
+        'supported values: "Digits"',
+    ),
+    job(
+        "data by http",
+        {"classifier": {"dataset": {"builtin": None, "uri": "http://data/x"}}},
+        "spec.classifier.dataset.uri",
+        STORAGE,
+    ),
+    job(
+        "everything is a test",
+        {"classifier": {"dataset": {"testFraction": 1.0}}},
+        "spec.classifier.dataset.testFraction",
+        "less than or equal to 0.9",
+    ),
+    job("no epochs", {"classifier": {"epochs": 0}}, "spec.classifier.epochs", "greater than or equal to 1"),
+    job(
+        "learning rate of zero",
+        {"classifier": {"learningRate": 0}},
+        "spec.classifier.learningRate",
+        "should be greater than 0",
+    ),
+    job("unknown optimizer", {"classifier": {"optimizer": "adam"}}, "spec.classifier.optimizer", '"Adam", "SGD"'),
+    job(
+        "layer without units",
+        {"classifier": {"hiddenSizes": [64, 0]}},
+        "spec.classifier.hiddenSizes[1]",
+        "greater than or equal to 1",
+    ),
+    job(
+        "fewer rows than workers",
+        {"classifier": {"batchSize": 2}},
+        "spec.classifier",
+        "raise it to numWorkers (times gpu.count), or ask for fewer workers",
+    ),
+    job(
+        "fewer rows than GPUs",
+        {"classifier": {"batchSize": 8}, "gpu": {"count": 8}},
+        "spec.classifier",
+        "raise it to numWorkers (times gpu.count)",
+    ),
+    job("negative seed", {"classifier": {"seed": -1}}, "spec.classifier.seed", "greater than or equal to 0"),
+    script("script from nowhere", {}, "spec.script", "set exactly one of configMap, git and path"),
+    script(
+        "script from two places",
+        {"git": GIT, "configMap": {"name": "a", "key": "b"}},
+        "spec.script",
+        "set exactly one of configMap, git and path",
+    ),
+    script(
+        "script in no image", {"path": "/train.py"}, "spec.image", "script.path is a file inside the image: set image"
+    ),
+    script("ConfigMap without key", {"configMap": {"name": "a"}}, "spec.script.configMap.key", "Required value"),
+    script(
+        "ConfigMap's name in capitals",
+        {"configMap": {"name": "Train", "key": "train.py"}},
+        "spec.script.configMap.name",
+        "lower case letters, digits, '-' and '.'",
+    ),
+    script(
+        "repository as scp address",
+        {"git": GIT | {"repo": "git@git.example:team/models"}},
+        "spec.script.git.repo",
+        "write a repository's URL such as https://",
+    ),
+    script("option as ref", {"git": GIT | {"ref": "--upload-pack=x"}}, "spec.script.git.ref", "write a branch, a tag"),
+    script(
+        "path outside the repository",
+        {"git": GIT | {"path": "a/../../b.py"}},
+        "spec.script.git.path",
+        "path from the repository's root",
+    ),
+    script(
+        "absolute path in the repository",
+        {"git": GIT | {"path": "/train.py"}},
+        "spec.script.git.path",
+        "path from the repository's root, such as training/train.py",
+    ),
+    script(
+        "password for ssh",
+        {"git": GIT | {"repo": "ssh://git.example/models", "secretRef": {"name": "a"}}},
+        "spec.script.git.secretRef",
+        "change repo or leave secretRef out",
+    ),
+    job("no GPUs", {"gpu": {"count": 0}}, "spec.gpu.count", "greater than or equal to 1"),
+    job(
+        "GPU resource without domain",
+        {"gpu": {"resourceName": "gpu"}},
+        "spec.gpu.resourceName",
+        "such as nvidia.com/gpu",
+    ),
+    job(
+        "GPUs twice",
+        {"gpu": {"count": 1}, "resources": {"limits": {"nvidia.com/gpu": 1}}},
+        "spec.resources",
+        "the GPU resource is set by gpu.count: remove it from resources",
+    ),
+    job("storage without address", {"storage": {}}, "spec.storage.uri", "Required value"),
+    job("storage by gs", {"storage": {"uri": "gs://bucket/x"}}, "spec.storage.uri", STORAGE),
+    job("interval without unit", {"checkpoint": {"interval": "30"}}, "spec.checkpoint.interval", DURATION),
+    job("interval in words", {"checkpoint": {"interval": "30 seconds"}}, "spec.checkpoint.interval", DURATION),
+    job("no checkpoint kept", {"checkpoint": {"keep": 0}}, "spec.checkpoint.keep", "greater than or equal to 1"),
+    job("negative restarts", {"restartPolicy": {"maxRestarts": -1}}, "spec.restartPolicy.maxRestarts", "equal to 0"),
+    job(
+        "memory in words",
+        {"resources": {"requests": {"memory": "1 GB"}}},
+        "spec.resources.requests[memory]",
+        "write a quantity such as 500m, 2 or 1Gi",
+    ),
+    job(
+        "request above limit",
+        {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1024Mi"}}},
+        "spec.resources.requests",
+        "raise the limit or lower the request",
+    ),
+    job(
+        "variable twice",
+        {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]},
+        "spec.env[1]",
+        "Duplicate value",
+        python=False,
+    ),
+    job(
+        "variable with value and source",
+        {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]},
+        "spec.env[0].valueFrom",
+        "set value or valueFrom, not both",
+    ),
+    job(
+        "variable's name with =", {"env": [{"name": "A=B", "value": "1"}]}, "spec.env[0].name", "without '=' or spaces"
+    ),
+    job("variable as number", {"env": [{"name": "A", "value": 1}]}, "spec.env[0].value", "must be of type string"),
+    job("variable of torchrun", {"env": [{"name": "RANK", "value": "1"}]}, "spec.env", "remove them from env"),
+    job(
+        "name too long",
+        {},
+        "metadata",
+        "at most 51 characters, so that <name>-worker-<rank> fits in 63: choose a shorter name",
+        python=False,
+        metadata={"name": "a" * 52},
+    ),
+    job(
+        "name starts with a digit",
+        {},
+        "metadata",
+        "it names a Service, so start with a letter",
+        python=False,
+        metadata={"name": "7days"},
+    ),
+)
+
+SERVICES: tuple[Bad, ...] = (
+    service("no predictor", {"predictor": None}, "spec.predictor", "Required value"),
+    predictor("no model", {"model": None}, "model", "Required value"),
+    predictor("no address", {"model": {"storageUri": None}}, "model.storageUri", "Required value"),
+    predictor("model by http", {"model": {"storageUri": "https://x/y"}}, "model.storageUri", STORAGE),
+    predictor("pickled model", {"model": {"modelFormat": "Pickle"}}, "model.modelFormat", 'supported values: "ONNX"'),
+    predictor("no replicas", {"minReplicas": 0}, "minReplicas", "greater than or equal to 1"),
+    predictor(
+        "most below least",
+        {"minReplicas": 3, "maxReplicas": 2},
+        "maxReplicas",
+        "maxReplicas must be at least minReplicas",
+    ),
+    predictor(
+        "CPU target above 100", {"targetCpuUtilization": 150}, "targetCpuUtilization", "less than or equal to 100"
+    ),
+    predictor("no time", {"timeout": "0s"}, "timeout", "above zero"),
+    predictor("time as number", {"timeout": 1}, "timeout", "must be of type string"),
+    predictor("time without unit", {"timeout": "100"}, "timeout", DURATION),
+    predictor("no concurrency", {"maxConcurrency": 0}, "maxConcurrency", "greater than or equal to 1"),
+    predictor(
+        "breaker that never opens",
+        {"circuitBreaker": {"slidingWindowSize": 4}},
+        "circuitBreaker.minimumNumberOfCalls",
+        "must not exceed slidingWindowSize, or the breaker never opens",
+    ),
+    predictor(
+        "failure rate above 100",
+        {"circuitBreaker": {"failureRateThreshold": 101}},
+        "circuitBreaker.failureRateThreshold",
+        "less than or equal to 100",
+    ),
+    predictor(
+        "breaker that never rests",
+        {"circuitBreaker": {"waitDurationInOpenState": "0ms"}},
+        "circuitBreaker.waitDurationInOpenState",
+        "above zero",
+    ),
+    predictor(
+        "request above limit",
+        {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}},
+        "resources.requests",
+        "raise the limit or lower the request",
+    ),
+    predictor(
+        "pull secret twice",
+        {"imagePullSecrets": [{"name": "a"}, {"name": "a"}]},
+        "imagePullSecrets[1]",
+        "Duplicate value",
+        python=False,
+    ),
+    predictor("account in capitals", {"serviceAccountName": "Model"}, "serviceAccountName", "lower case letters"),
+    service("no routers", {"router": {"replicas": 0}}, "spec.router.replicas", "greater than or equal to 1"),
+    service("unknown field", {"replicas": 2}, "", 'unknown field "spec.replicas"'),
+    fallback("step without name", [{"static": STATIC}], "spec.fallback[0].name", "Required value"),
+    fallback("step that is nothing", [{"name": "a"}], "spec.fallback[0]", "set exactly one of model and static"),
+    fallback(
+        "step that is both", [{"name": "a", "model": MODEL, "static": STATIC}], "spec.fallback[0]", "set exactly one of"
+    ),
+    fallback(
+        "step twice",
+        [{"name": "a", "model": MODEL}, {"name": "a", "model": MODEL}],
+        "spec.fallback[1]",
+        "Duplicate value",
+        python=False,
+    ),
+    fallback(
+        "step called predictor",
+        [{"name": "predictor", "model": MODEL}],
+        "spec.fallback",
+        "give the fallback step another name",
+    ),
+    fallback(
+        "step's name in capitals",
+        [{"name": "Small", "model": MODEL}],
+        "spec.fallback[0].name",
+        "use lower case letters",
+    ),
+    fallback(
+        "step after a static response",
+        [{"name": "a", "static": STATIC}, {"name": "b", "model": MODEL}],
+        "spec.fallback",
+        "no step after it is ever asked: put it last",
+    ),
+    fallback("nine steps", [{"name": f"s{i}", "model": MODEL} for i in range(9)], "spec.fallback", "at most 8 items"),
+    fallback(
+        "response without outputs",
+        [{"name": "a", "static": {"outputs": []}}],
+        "spec.fallback[0].static.outputs",
+        "at least 1 items",
+    ),
+    tensor(
+        "unknown datatype",
+        {"name": "a", "datatype": "FLOAT", "data": [1]},
+        "spec.fallback[0].static.outputs[0].datatype",
+        '"FP32"',
+    ),
+    tensor(
+        "dimension of zero",
+        {"name": "a", "datatype": "FP32", "shape": [0], "data": []},
+        "spec.fallback[0].static.outputs[0].shape[0]",
+        "greater than or equal to 1",
+    ),
+    tensor("no data", {"name": "a", "datatype": "FP32"}, "spec.fallback[0].static.outputs[0].data", "Required value"),
+    service(
+        "name too long",
+        {},
+        "metadata",
+        "at most 53 characters, so that <name>-predictor fits in 63",
+        python=False,
+        metadata={"name": "a" * 54},
+    ),
+    service(
+        "name with a dot",
+        {},
+        "metadata",
+        "use lower case letters, digits and '-'",
+        python=False,
+        metadata={"name": "a.b"},
+    ),
+)
+
+BAD: tuple[Bad, ...] = (*JOBS, *SERVICES)

@@ -1,0 +1,152 @@
+"""Start, lead, work, stop: the life of one operator process.
+
+A process first waits for the Lease; as a standby it holds no caches, only a client, and so is small. Once it leads, the
+caches are filled, the workers start, and kopf feeds them the platform's resources. It ends in one of three ways:
+
+- SIGTERM or SIGINT: nothing new is begun, the reconciles under way are finished, the Lease is given back, exit code 0.
+- The Lease is lost: everything stops where it is, exit code 1. Another process leads already.
+- A task that should run for ever failed: likewise, but the Lease is given back, exit code 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feed import ResourceFeed
+from health import Health, HealthServer, silent, stalled
+from leader import LeaderElection, LeadershipLost
+from prometheus_client import CollectorRegistry
+from settings import OperatorSettings
+
+from controllers.runtime.client import ApiClient, load_connection
+from controllers.runtime.controller import Controller
+from controllers.runtime.manager import Manager
+from controllers.runtime.metrics import Metrics
+from controllers.runtime.objects import Key
+
+logger = logging.getLogger(__name__)
+
+_ELECTION_STALL = 60.0
+"""Seconds without an attempt at the Lease that fail /livez; an attempt takes 5 s at most and comes every 2 s."""
+
+
+class Operator:
+    """One operator process."""
+
+    def __init__(self, settings: OperatorSettings, controllers: Sequence[Controller[Any, Any]]) -> None:
+        self._settings = settings
+        self._controllers = controllers
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry)
+        self._health = Health()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Live; returns the exit code."""
+        settings = self._settings
+        server = HealthServer(self._health, self._registry, settings.host, settings.health_port, settings.metrics_port)
+        await server.start()
+        logger.info("health on port %d, metrics on port %d", server.health_port, server.metrics_port)
+        self._handle_signals()
+        connection = await load_connection(settings.kubeconfig)
+        observe = self._metrics.observe_requests(connection.server)
+        # A client of its own, so that no other request holds up the Lease's.
+        lease_client = ApiClient(connection, observe=observe, user_agent="headrace-leader-election")
+        election = LeaderElection(
+            lease_client,
+            Key(settings.installation.operator_namespace, settings.lease_name),
+            # A container that is started anew in the same pod is another process.
+            f"{settings.identity}_{uuid.uuid4().hex[:8]}",
+        )
+        self._metrics.leader.labels(settings.lease_name).set_function(
+            lambda: float(election.leading or not settings.leader_elect)
+        )
+        guard = election.check if settings.leader_elect else None
+        client = ApiClient(connection, observe=observe, before_write=guard, user_agent="headrace-operator")
+        try:
+            if settings.leader_elect and not await self._lead(election):
+                return 0
+            return await self._work(client, election)
+        finally:
+            await client.close()
+            await lease_client.close()
+            await server.stop()
+
+    async def _lead(self, election: LeaderElection) -> bool:
+        """Return True once this process leads, False when it is to stop."""
+
+        def unseen() -> dict[str, str]:
+            return {} if election.last_contact is not None else {"lease": "the Lease was not seen yet"}
+
+        self._health.alive = lambda: stalled("election", election.last_attempt, _ELECTION_STALL)
+        self._health.ready = unseen
+        return await self._until_stop(asyncio.create_task(election.acquire(), name="election"))
+
+    async def _work(self, client: ApiClient, election: LeaderElection) -> int:
+        settings = self._settings
+        manager = Manager(client, self._controllers, self._metrics, settings.manager)
+        stores = [manager.store(controller.resource) for controller in self._controllers]
+        # kopf takes the signals when it starts; we want them back.
+        feed = ResourceFeed(client, stores, started=self._handle_signals)
+        self._observe(manager, feed, election)
+        tasks = [asyncio.create_task(manager.run(), name="manager")]
+        if settings.leader_elect:
+            tasks.append(asyncio.create_task(election.keep(), name="lease"))
+        feeding = asyncio.create_task(self._feed(manager, feed), name="feed")
+        tasks.append(feeding)
+        code = 0
+        try:
+            if not await self._until_stop(*tasks):
+                feeding.cancel()
+                await manager.stop()
+        except LeadershipLost as error:
+            logger.error("stopping: %s", error)
+            code = 1
+        except Exception:
+            logger.exception("stopping: a part of the operator failed")
+            code = 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=5)
+        await election.release()
+        logger.info("stopped")
+        return code
+
+    async def _feed(self, manager: Manager, feed: ResourceFeed) -> None:
+        await manager.ready.wait()
+        await feed.run()
+
+    def _observe(self, manager: Manager, feed: ResourceFeed, election: LeaderElection) -> None:
+        def silence() -> Mapping[str, float]:
+            # kopf starts only once the caches are filled.
+            return {**manager.silence(), **(feed.silence() if manager.ready.is_set() else {})}
+
+        def alive() -> dict[str, str]:
+            problems = silent(silence(), self._settings.silence_limit)
+            if self._settings.leader_elect:
+                problems |= stalled("election", election.last_attempt, _ELECTION_STALL)
+            return problems
+
+        self._health.alive = alive
+        self._health.ready = lambda: {} if manager.ready.is_set() else {"caches": "not filled yet"}
+
+    async def _until_stop(self, *tasks: asyncio.Task[None]) -> bool:
+        """Wait for a task's end (True; raises what it raised) or for the signal to stop (False)."""
+        stopping = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        if stopping in done:
+            return False
+        stopping.cancel()
+        for task in done:
+            task.result()
+        return True
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)

@@ -1,0 +1,196 @@
+"""Settings of the operator process: each an environment variable `HEADRACE_*`, some also a flag that overrides it.
+
+The chart sets the variables; `python operator --help` lists them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from controllers.runtime.manager import ManagerOptions
+from controllers.runtime.settings import Settings, StorageSettings
+
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """How this process runs, and what the controllers need to know of the installation.
+
+    Attributes:
+        installation: Images and defaults, for the plans.
+        manager: Workers, resync and drain.
+        kubeconfig: The cluster; None for the one that the pod runs in.
+        identity: Name of this process in the Lease and in Events; the pod's name.
+        leader_elect: False only where there is surely one process.
+        lease_name: Name of the Lease in `installation.operator_namespace`.
+        host: Address of the two servers below.
+        health_port: Port of /livez and /readyz; 0 takes a free one.
+        metrics_port: Port of /metrics; 0 takes a free one.
+        silence_limit: Seconds without any word from the API server about a watched type that fail /livez.
+        log_level: debug, info, warning or error.
+        log_format: json, or console for a person.
+    """
+
+    installation: Settings
+    manager: ManagerOptions
+    kubeconfig: Path | None
+    identity: str
+    leader_elect: bool = True
+    lease_name: str = "headrace-operator"
+    host: str = "0.0.0.0"
+    health_port: int = 8081
+    metrics_port: int = 8080
+    silence_limit: float = 360.0
+    log_level: str = "info"
+    log_format: Literal["json", "console"] = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Variable:
+    name: str
+    default: str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.removeprefix("HEADRACE_").lower().replace("_", "-")
+
+    @property
+    def field(self) -> str:
+        return self.name.removeprefix("HEADRACE_").lower()
+
+
+_INSTALLATION = Settings()
+_STORAGE = StorageSettings()
+_MANAGER = ManagerOptions()
+_VARIABLES = (
+    _Variable("HEADRACE_KUBECONFIG", "", "kubeconfig; by default KUBECONFIG, else the cluster that this pod runs in"),
+    _Variable("HEADRACE_NAMESPACE", "", "namespace of the operator and its Lease; by default POD_NAMESPACE"),
+    _Variable("HEADRACE_IDENTITY", "", "name of this process in the Lease; by default POD_NAME, else the host name"),
+    _Variable("HEADRACE_LEADER_ELECT", "true", "false where there is surely one process (development)"),
+    _Variable("HEADRACE_LEASE_NAME", "headrace-operator", "name of the Lease"),
+    _Variable("HEADRACE_HOST", "0.0.0.0", "address of the health and metrics servers"),
+    _Variable("HEADRACE_HEALTH_PORT", "8081", "port of /livez and /readyz"),
+    _Variable("HEADRACE_METRICS_PORT", "8080", "port of /metrics"),
+    _Variable("HEADRACE_SILENCE_LIMIT", "360", "seconds without a word about a watched type that fail /livez"),
+    _Variable("HEADRACE_LOG_LEVEL", "info", "debug, info, warning or error"),
+    _Variable("HEADRACE_LOG_FORMAT", "json", "json, or console for a person"),
+    _Variable("HEADRACE_WORKERS", str(_MANAGER.workers), "reconciles of one kind at a time"),
+    _Variable("HEADRACE_CONCURRENCY", str(_MANAGER.concurrency), "writes to the API server at a time"),
+    _Variable("HEADRACE_RESYNC", f"{_MANAGER.resync:g}", "seconds between two looks at what nothing happens to"),
+    _Variable("HEADRACE_DRAIN", f"{_MANAGER.drain:g}", "seconds that reconciles have to finish at the end"),
+    _Variable("HEADRACE_TRAINER_IMAGE", _INSTALLATION.trainer_image, "image of workers that name none"),
+    _Variable("HEADRACE_SERVING_IMAGE", _INSTALLATION.serving_image, "image of routers and predictors"),
+    _Variable("HEADRACE_IMAGE_PULL_POLICY", _INSTALLATION.image_pull_policy, "imagePullPolicy of both"),
+    _Variable("HEADRACE_WORKER_CLUSTER_ROLE", _INSTALLATION.worker_cluster_role, "ClusterRole of reporting pods"),
+    _Variable("HEADRACE_CLUSTER_DOMAIN", _INSTALLATION.cluster_domain, "DNS suffix of the cluster"),
+    _Variable("HEADRACE_STORAGE_URI", _STORAGE.uri, "default storage: every resource gets <uri>/<namespace>/<name>"),
+    _Variable("HEADRACE_STORAGE_ENDPOINT", _STORAGE.endpoint, "its S3 endpoint; empty: AWS"),
+    _Variable("HEADRACE_STORAGE_REGION", _STORAGE.region, "its S3 region"),
+    _Variable("HEADRACE_STORAGE_ACCESS_KEY_ID", "", "its access key id"),
+    _Variable("HEADRACE_STORAGE_SECRET_ACCESS_KEY", "", "its secret; only as a variable, flags show in process lists"),
+)
+_SECRET = "HEADRACE_STORAGE_SECRET_ACCESS_KEY"
+
+
+def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> OperatorSettings:
+    """Settings from flags, then the environment, then defaults.
+
+    Raises:
+        SystemExit: A flag is unknown, or a value is not what it should be; the message names it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="operator",
+        description="The Headrace operator. Every setting is an environment variable; flags override.",
+    )
+    for variable in _VARIABLES:
+        if variable.name != _SECRET:
+            parser.add_argument(
+                variable.flag, metavar="VALUE", help=f"{variable.help} [{variable.name}, default: {variable.default!r}]"
+            )
+    flags = vars(parser.parse_args(arguments))
+    values = {
+        variable.field: flags.get(variable.field) or environment.get(variable.name) or variable.default
+        for variable in _VARIABLES
+    }
+    for field, fallback in (("kubeconfig", "KUBECONFIG"), ("namespace", "POD_NAMESPACE"), ("identity", "POD_NAME")):
+        values[field] = values[field] or environment.get(fallback, "")
+    try:
+        return _settings(values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _settings(values: Mapping[str, str]) -> OperatorSettings:
+    if values["log_format"] not in ("json", "console"):
+        raise ValueError(f"HEADRACE_LOG_FORMAT is {values['log_format']!r}; it is json or console")
+    if values["log_level"] not in ("debug", "info", "warning", "error"):
+        raise ValueError(f"HEADRACE_LOG_LEVEL is {values['log_level']!r}; it is debug, info, warning or error")
+    identity = values["identity"] or socket.gethostname()
+    return OperatorSettings(
+        installation=Settings(
+            trainer_image=values["trainer_image"],
+            serving_image=values["serving_image"],
+            image_pull_policy=values["image_pull_policy"],
+            worker_cluster_role=values["worker_cluster_role"],
+            cluster_domain=values["cluster_domain"],
+            operator_namespace=values["namespace"] or _pod_namespace(),
+            storage=StorageSettings(
+                uri=values["storage_uri"].rstrip("/"),
+                endpoint=values["storage_endpoint"],
+                region=values["storage_region"],
+                access_key_id=values["storage_access_key_id"],
+                secret_access_key=values["storage_secret_access_key"],
+            ),
+        ),
+        manager=ManagerOptions(
+            workers=int(_number(values, "workers")),
+            concurrency=int(_number(values, "concurrency")),
+            resync=_number(values, "resync"),
+            drain=_number(values, "drain"),
+            identity=identity,
+        ),
+        kubeconfig=Path(values["kubeconfig"]) if values["kubeconfig"] else None,
+        identity=identity,
+        leader_elect=_boolean(values, "leader_elect"),
+        lease_name=values["lease_name"],
+        host=values["host"],
+        health_port=int(_number(values, "health_port", least=0)),
+        metrics_port=int(_number(values, "metrics_port", least=0)),
+        silence_limit=_number(values, "silence_limit"),
+        log_level=values["log_level"],
+        log_format="console" if values["log_format"] == "console" else "json",
+    )
+
+
+def _number(values: Mapping[str, str], field: str, least: float = 1) -> float:
+    try:
+        number = float(values[field])
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"HEADRACE_{field.upper()} is {values[field]!r}; it is a number of at least {least:g}")
+    return number
+
+
+def _boolean(values: Mapping[str, str], field: str) -> bool:
+    value = values[field].lower()
+    if value not in ("true", "false"):
+        raise ValueError(f"HEADRACE_{field.upper()} is {values[field]!r}; it is true or false")
+    return value == "true"
+
+
+def _pod_namespace() -> str:
+    return _POD_NAMESPACE.read_text().strip() if _POD_NAMESPACE.exists() else _INSTALLATION.operator_namespace
+
+
+def environment_settings(arguments: Sequence[str]) -> OperatorSettings:
+    """`load_settings` with this process's environment."""
+    return load_settings(arguments, os.environ)

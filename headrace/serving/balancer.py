@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
+
+from headrace.serving.client import Address
 
 BASE_EJECTION = 1.0
 """Seconds for the first failure."""
@@ -19,31 +22,44 @@ MAX_EJECTION = 30.0
 """Most seconds, however many failures."""
 
 
+class Readiness(IntEnum):
+    """What a replica's readiness endpoint says, in order of preference."""
+
+    READY = 0
+    LEAVING = 1
+    """It drains: it answers for a while, and others are better."""
+    UNREADY = 2
+
+
 @dataclass(slots=True, eq=False)
 class Replica:
     """One address of the predictor.
 
     Attributes:
+        address: Where it is, with the idle connections to it.
         outstanding: Requests sent and not yet answered.
         failures: Failures since the last success.
         ejected_until: Clock time until which it is set aside.
         last_success: Clock time of the last answer or successful probe.
         silent: Whether its last failure was silence.
-        ready: Whether probes find it ready; a new replica is taken to be, as its DNS record says.
+        readiness: What probes find; a new replica is taken to be ready, as its DNS record says.
         missed_probes: Probes without an answer since the last one with.
         used: Turn of its last use.
     """
 
-    address: str
-    url: str
+    address: Address
     outstanding: int = 0
     failures: int = 0
     ejected_until: float = 0.0
     last_success: float = -1.0
     silent: bool = False
-    ready: bool = True
+    readiness: Readiness = Readiness.READY
     missed_probes: int = 0
     used: int = 0
+
+    def answer_done(self, answer: object) -> None:
+        """One request less is outstanding."""
+        self.outstanding -= 1
 
 
 class Balancer:
@@ -55,25 +71,22 @@ class Balancer:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._replicas: dict[str, Replica] = {}
+        self._replicas: dict[tuple[str, int], Replica] = {}
         self._turn = 0
 
     @property
     def replicas(self) -> Collection[Replica]:
         return self._replicas.values()
 
-    def update(self, addresses: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        """Take the list of replicas as (address, base URL); returns the addresses that came and that went.
+    def update(self, addresses: Iterable[tuple[str, int]]) -> tuple[list[Replica], list[Replica]]:
+        """Take the list of hosts and ports; returns the replicas that came and those that went.
 
         What is known of a replica that stays is kept.
         """
-        wanted = dict(addresses)
-        came = [address for address in wanted if address not in self._replicas]
-        went = [address for address in self._replicas if address not in wanted]
-        for address in went:
-            del self._replicas[address]
-        for address in came:
-            self._replicas[address] = Replica(address, wanted[address])
+        wanted = set(addresses)
+        came = [Replica(Address(host, port)) for host, port in sorted(wanted - self._replicas.keys())]
+        went = [self._replicas.pop(key) for key in self._replicas.keys() - wanted]
+        self._replicas.update({(replica.address.host, replica.address.port): replica for replica in came})
         return came, went
 
     def pick(self, tried: Collection[Replica] = ()) -> Replica | None:
@@ -82,12 +95,14 @@ class Balancer:
         candidates = [replica for replica in self._replicas.values() if replica not in tried]
         if not candidates:
             return None
-        good = [replica for replica in candidates if replica.ejected_until <= now and replica.ready]
+        good = [
+            replica for replica in candidates if replica.ejected_until <= now and replica.readiness is Readiness.READY
+        ]
         if good:
             # The turn breaks ties, so that an idle pair shares sequential requests evenly.
             chosen = min(good, key=lambda replica: (replica.outstanding, replica.used))
         else:
-            chosen = min(candidates, key=lambda replica: (not replica.ready, replica.ejected_until, replica.used))
+            chosen = min(candidates, key=lambda replica: (replica.readiness, replica.ejected_until, replica.used))
         self._turn += 1
         chosen.used = self._turn
         return chosen
@@ -97,7 +112,6 @@ class Balancer:
         replica.failures = 0
         replica.ejected_until = 0.0
         replica.silent = False
-        replica.ready = True
         replica.missed_probes = 0
         replica.last_success = self._clock()
 
@@ -113,26 +127,27 @@ class Balancer:
         replica.silent = silent
         return seconds
 
-    def probed(self, replica: Replica, ready: bool | None) -> bool:
-        """What its readiness endpoint said, None where it said nothing; returns whether its readiness changed.
+    def probed(self, replica: Replica, found: Readiness | None) -> bool:
+        """What its readiness endpoint said, None where it said nothing; returns whether that is news.
 
         One unanswered probe may be a busy server; the second in a row is not taken for that.
         """
-        before = replica.ready
-        if ready is None:
+        before = replica.readiness
+        if found is None:
             replica.missed_probes += 1
-            replica.ready = replica.ready and replica.missed_probes < 2
+            if replica.missed_probes >= 2:
+                replica.readiness = Readiness.UNREADY
         else:
             replica.missed_probes = 0
-            replica.ready = ready
-        if ready:
+            replica.readiness = found
+        if found is Readiness.READY:
             replica.last_success = self._clock()
             if not replica.silent:
                 replica.failures = 0
                 replica.ejected_until = 0.0
-        return replica.ready is not before
+        return replica.readiness is not before
 
     @property
-    def any_ready(self) -> bool:
-        """Whether there is a replica that probes do not find unready."""
-        return any(replica.ready for replica in self._replicas.values())
+    def any_alive(self) -> bool:
+        """Whether there is a replica that probes find to answer."""
+        return any(replica.readiness is not Readiness.UNREADY for replica in self._replicas.values())

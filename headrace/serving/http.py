@@ -24,6 +24,8 @@ MAX_BODY = 64 * 1024 * 1024
 """Bytes of a request body, after decompression."""
 BODY_TIMEOUT = 30.0
 """Seconds for a request's body to arrive."""
+DRAINING_HEADER = "headrace-draining"
+"""Response header: the server is leaving, and answers until it has left."""
 IDLE_TIMEOUT = 75.0
 """Seconds for a request's headers, and between two requests of a connection."""
 
@@ -97,7 +99,9 @@ class ProtocolServer:
         except Exception:
             log.exception("request failed", extra={"fields": {"path": request.path}})
             response = error(500, "internal error; the server's log has the details")
+        response.headers["Server"] = "headrace"
         if self._endpoint.draining:
+            response.headers[DRAINING_HEADER] = "true"
             response.force_close()
         return response
 

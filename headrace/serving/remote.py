@@ -13,13 +13,13 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-import aiohttp
 import orjson
 
 from headrace.api.chain import PREDICTOR
-from headrace.serving.balancer import Balancer, Replica
+from headrace.serving.balancer import Balancer, Readiness, Replica
 from headrace.serving.chain import Reason, Unanswered
-from headrace.serving.http import TIMEOUT_HEADER
+from headrace.serving.client import Answer, Client, request
+from headrace.serving.http import DRAINING_HEADER, TIMEOUT_HEADER
 from headrace.serving.messages import BINARY, JSON, Query, Reply
 from headrace.serving.protocol import BINARY_HEADER
 
@@ -35,6 +35,9 @@ BUDGET_BURST = 64.0
 """Second requests that may come at once."""
 
 
+METADATA_TIMEOUT = 1.0
+"""Seconds for a replica's model metadata."""
+_BINARY_HEADER = BINARY_HEADER.lower()
 SILENCE = 0.45
 """Part of the step's timeout without an answer after which a replica counts as silent."""
 
@@ -58,7 +61,7 @@ class _Tries:
 
     query: Query
     deadline: float
-    running: dict[asyncio.Task[Reply | _Failure], tuple[Replica, float]]
+    running: dict[asyncio.Future[Answer], tuple[Replica, float]]
     tried: list[Replica]
 
 
@@ -67,16 +70,18 @@ class RemoteStep:
 
     Args:
         model_name: Name of the model that the replicas serve.
-        session: Client with a keep-alive pool per replica and no timeouts of its own.
+        client: HTTP client.
         balancer: The replicas.
         timeout: Seconds that the step has for an answer.
     """
 
     name = PREDICTOR
 
-    def __init__(self, model_name: str, session: aiohttp.ClientSession, balancer: Balancer, timeout: float) -> None:
-        self._path = f"/v2/models/{model_name}"
-        self._session = session
+    def __init__(self, model_name: str, client: Client, balancer: Balancer, timeout: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._metadata_path = f"/v2/models/{model_name}"
+        self._infer_path = f"{self._metadata_path}/infer"
+        self._client = client
         self._balancer = balancer
         self._timeout = timeout
         self._budget = BUDGET_BURST
@@ -86,98 +91,97 @@ class RemoteStep:
     def unavailable(self) -> str:
         if not self._balancer.replicas:
             return "the predictor has no ready replicas"
-        if not self._balancer.any_ready:
+        if not self._balancer.any_alive:
             return "no replica of the predictor answers its readiness endpoint"
         return ""
 
     async def answer(self, query: Query, deadline: float) -> Reply:
-        loop = asyncio.get_running_loop()
-        hedge_at = (loop.time() + deadline) / 2
+        now = self._loop.time()
+        hedge_at = (now + deadline) / 2
         self._budget = min(self._budget + BUDGET_SHARE, BUDGET_BURST)
         tries = _Tries(query, deadline, {}, [])
         failure = _Failure(Reason.NOT_READY, "the predictor has no replicas")
         hedged = False
         try:
-            self._launch(tries)
+            self._launch(tries, now)
             while tries.running:
-                patience = None if hedged else max(0.0, hedge_at - loop.time())
+                patience = None if hedged else max(0.0, hedge_at - self._loop.time())
                 done, _ = await asyncio.wait(tries.running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     hedged = True
-                    if self._budget >= 1 and self._launch(tries, only_other=True):
+                    if self._budget >= 1 and self._launch(tries, self._loop.time(), only_other=True):
                         self._budget -= 1
-                for task in done:
-                    del tries.running[task]
-                    result = task.result()
+                for future in done:
+                    replica, _ = tries.running.pop(future)
+                    result = self._judge(replica, future)
                     if isinstance(result, Reply):
                         self._blame_silent(tries)
                         return result
                     failure = result
                 if not tries.running and len(tries.tried) < MAX_TRIES:
-                    self._launch(tries)
+                    self._launch(tries, self._loop.time())
         except asyncio.CancelledError:
             self._blame_silent(tries)
             raise
         finally:
-            for task in tries.running:
-                task.cancel()
+            for future in tries.running:
+                future.cancel()
         raise Unanswered(failure.reason, failure.message)
 
-    def _launch(self, tries: _Tries, *, only_other: bool = False) -> bool:
+    def _launch(self, tries: _Tries, now: float, *, only_other: bool = False) -> bool:
         """Ask one more replica, rather one that has not been asked; whether there was one."""
         replica = self._balancer.pick(tries.tried)
         if replica is None and not only_other:
             replica = self._balancer.pick()
         if replica is None:
             return False
-        tries.tried.append(replica)
-        task = asyncio.ensure_future(self._try(replica, tries.query, tries.deadline))
-        tries.running[task] = (replica, asyncio.get_running_loop().time())
-        return True
-
-    def _blame_silent(self, tries: _Tries) -> None:
-        """Set aside the replicas that had time enough and said nothing; a caller's short deadline is no such time."""
-        now = asyncio.get_running_loop().time()
-        for replica, started in tries.running.values():
-            if now - started >= self._timeout * SILENCE:
-                seconds = self._balancer.failed(replica, silent=True)
-                log.warning(
-                    "replica silent", extra={"fields": {"replica": replica.address, "set_aside_seconds": seconds}}
-                )
-
-    async def _try(self, replica: Replica, query: Query, deadline: float) -> Reply | _Failure:
-        remaining = deadline - asyncio.get_running_loop().time()
+        query = tries.query
         headers = {
             "Content-Type": JSON if query.json_length is None else BINARY,
-            TIMEOUT_HEADER: str(max(1, int(remaining * 1000))),
+            TIMEOUT_HEADER: str(max(1, int((tries.deadline - now) * 1000))),
             **query.headers,
         }
         if query.json_length is not None:
             headers[BINARY_HEADER] = query.json_length
+        message = request("POST", self._infer_path, replica.address, headers, query.body)
+        future = self._client.send(replica.address, message)
         replica.outstanding += 1
-        try:
-            async with self._session.post(
-                f"{replica.url}{self._path}/infer", data=query.body, headers=headers, allow_redirects=False
-            ) as response:
-                body = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
+        future.add_done_callback(replica.answer_done)
+        tries.tried.append(replica)
+        tries.running[future] = (replica, now)
+        return True
+
+    def _blame_silent(self, tries: _Tries) -> None:
+        """Set aside the replicas that had time enough and said nothing; a caller's short deadline is no such time."""
+        now = self._loop.time()
+        for replica, started in tries.running.values():
+            if now - started >= self._timeout * SILENCE:
+                seconds = self._balancer.failed(replica, silent=True)
+                log.warning(
+                    "replica silent",
+                    extra={"fields": {"replica": replica.address.host, "set_aside_seconds": seconds}},
+                )
+
+    def _judge(self, replica: Replica, future: asyncio.Future[Answer]) -> Reply | _Failure:
+        """What a replica's answer means."""
+        who = replica.address.host
+        error = future.exception()
+        if error is not None:
             self._balancer.failed(replica, silent=False)
-            return _Failure(Reason.ERROR, f"{replica.address}: {str(error) or type(error).__name__}")
-        finally:
-            replica.outstanding -= 1
-        json_length = response.headers.get(BINARY_HEADER)
-        status = response.status
+            return _Failure(Reason.ERROR, f"{who}: {error or type(error).__name__}")
+        answer = future.result()
+        status, headers, body = answer.status, answer.headers, answer.body
+        if DRAINING_HEADER in headers:
+            replica.readiness = Readiness.LEAVING
         if status in REFUSALS:
             self._balancer.answered(replica)
             return Reply(status, body)
         if status != 200:
-            overloaded = status == 429 or (status == 503 and "Retry-After" in response.headers)
-            return _Failure(
-                Reason.OVERLOADED if overloaded else Reason.ERROR,
-                f"{replica.address}: HTTP {status}: {_error_text(body)}",
-            )
+            overloaded = status == 429 or (status == 503 and "retry-after" in headers)
+            return _Failure(Reason.OVERLOADED if overloaded else Reason.ERROR, f"{who}: HTTP {status}: {_text(body)}")
+        json_length = headers.get(_BINARY_HEADER)
         if not body.startswith(b"{") or not _fits(json_length, body):
-            return _Failure(Reason.ERROR, f"{replica.address}: the answer is not of the Open Inference Protocol")
+            return _Failure(Reason.ERROR, f"{who}: the answer is not of the Open Inference Protocol")
         self._balancer.answered(replica)
         return Reply(status, body, json_length)
 
@@ -187,10 +191,14 @@ class RemoteStep:
         if replica is None or self.unavailable:
             return self._metadata
         try:
-            async with asyncio.timeout(1.0), self._session.get(f"{replica.url}{self._path}") as response:
-                if response.status == 200:
-                    self._metadata = await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(METADATA_TIMEOUT):
+                answer = await self._client.send(
+                    replica.address, request("GET", self._metadata_path, replica.address, {})
+                )
+            if answer.status == 200:
+                self._metadata = answer.body
+        except OSError:
+            # TimeoutError is one too. The last known metadata is as good as before.
             self._balancer.failed(replica, silent=False)
         return self._metadata
 
@@ -199,7 +207,7 @@ def _fits(json_length: str | None, body: bytes) -> bool:
     return json_length is None or (json_length.isdigit() and int(json_length) <= len(body))
 
 
-def _error_text(body: bytes) -> str:
+def _text(body: bytes) -> str:
     try:
         return str(orjson.loads(body)["error"])[:300]
     except (ValueError, KeyError, TypeError):

@@ -11,9 +11,9 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 
-import aiohttp
-
-from headrace.serving.balancer import Balancer, Replica
+from headrace.serving.balancer import Balancer, Readiness, Replica
+from headrace.serving.client import Client, request
+from headrace.serving.http import DRAINING_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class ReplicaWatch:
         host: Headless DNS name.
         port: Port of the replicas.
         balancer: Whose list it is.
-        session: HTTP client.
+        client: HTTP client.
         on_change: Told when a replica comes, goes, or changes its readiness.
         clock: The balancer's clock.
         lookup: DNS.
@@ -61,7 +61,7 @@ class ReplicaWatch:
         host: str,
         port: int,
         balancer: Balancer,
-        session: aiohttp.ClientSession,
+        client: Client,
         on_change: Callable[[], None],
         clock: Callable[[], float],
         lookup: Resolve = resolve,
@@ -70,7 +70,7 @@ class ReplicaWatch:
         self._host = host
         self._port = port
         self._balancer = balancer
-        self._session = session
+        self._client = client
         self._on_change = on_change
         self._clock = clock
         self._lookup = lookup
@@ -89,14 +89,14 @@ class ReplicaWatch:
         quiet = [
             replica
             for replica in self._balancer.replicas
-            if self._clock() - replica.last_success >= self._period or not replica.ready
+            if self._clock() - replica.last_success >= self._period or replica.readiness is not Readiness.READY
         ]
-        for replica, ready in zip(quiet, await asyncio.gather(*map(self.probe, quiet)), strict=True):
-            if self._balancer.probed(replica, ready):
+        for replica, found in zip(quiet, await asyncio.gather(*map(self.probe, quiet)), strict=True):
+            if self._balancer.probed(replica, found):
                 changed = True
                 log.info(
-                    "replica ready" if replica.ready else "replica not ready",
-                    extra={"fields": {"replica": replica.address}},
+                    "replica changed",
+                    extra={"fields": {"replica": replica.address.host, "readiness": replica.readiness.name}},
                 )
         if changed:
             self._on_change()
@@ -116,27 +116,32 @@ class ReplicaWatch:
         if not addresses and self._balancer.replicas:
             known = list(self._balancer.replicas)
             alive = await asyncio.gather(*map(self.probe, known))
-            addresses = [replica.address for replica, ready in zip(known, alive, strict=True) if ready]
-        came, went = self._balancer.update((address, self._url(address)) for address in addresses)
+            addresses = [
+                replica.address.host for replica, found in zip(known, alive, strict=True) if found is Readiness.READY
+            ]
+        came, went = self._balancer.update((address, self._port) for address in addresses)
+        for replica in went:
+            self._client.forget(replica.address)
         if came or went:
-            log.info(
-                "replicas changed",
-                extra={"fields": {"host": self._host, "came": came, "went": went, "now": sorted(addresses)}},
-            )
+            fields = {
+                "host": self._host,
+                "came": [replica.address.host for replica in came],
+                "went": [replica.address.host for replica in went],
+                "now": sorted(addresses),
+            }
+            log.info("replicas changed", extra={"fields": fields})
         return bool(came or went)
 
-    def _url(self, address: str) -> str:
-        return f"http://[{address}]:{self._port}" if ":" in address else f"http://{address}:{self._port}"
-
-    async def probe(self, replica: Replica) -> bool | None:
-        """Whether a replica says that it is ready; None where it says nothing in time."""
+    async def probe(self, replica: Replica) -> Readiness | None:
+        """What a replica says of its readiness; None where it says nothing in time."""
+        address = replica.address
         try:
-            async with (
-                asyncio.timeout(PROBE_TIMEOUT),
-                self._session.get(f"{replica.url}/v2/health/ready", allow_redirects=False) as response,
-            ):
-                return response.status == 200
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                answer = await self._client.send(address, request("GET", "/v2/health/ready", address, {}))
         except TimeoutError:
             return None
-        except (aiohttp.ClientError, OSError):
-            return False
+        except OSError:
+            return Readiness.UNREADY
+        if answer.status == 200:
+            return Readiness.READY
+        return Readiness.LEAVING if DRAINING_HEADER in answer.headers else Readiness.UNREADY

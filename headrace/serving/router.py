@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER
 from headrace.api.chain import Chain as ChainSpec
 from headrace.api.inferenceservice import FallbackStep, StepOptions
 from headrace.api.meta import parse_duration
-from headrace.serving.balancer import Balancer
+from headrace.serving.balancer import Balancer, Readiness
 from headrace.serving.breaker import Breaker, State
 from headrace.serving.chain import Chain, Guarded, Missed, Result, Step
+from headrace.serving.client import Client
 from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer, error, respond
@@ -75,14 +75,9 @@ class Router:
         self._settings = settings
         self._pools: list[ModelPool] = []
         self._locals: list[LocalStep] = []
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        )
+        self._client = Client(loop)
         self._balancer = Balancer(loop.time)
-        primary = RemoteStep(spec.name, self._session, self._balancer, _seconds(spec.predictor.timeout))
+        primary = RemoteStep(spec.name, self._client, self._balancer, _seconds(spec.predictor.timeout))
         steps = [self._guard(primary, spec.predictor)]
         steps += [self._guard(self._step(spec, fallback), fallback) for fallback in spec.fallback]
         self._chain = Chain(steps, loop.time)
@@ -90,14 +85,14 @@ class Router:
         self.metrics.gauge(
             "headrace_inference_replicas",
             "Predictor replicas that are ready.",
-            lambda: sum(replica.ready for replica in self._balancer.replicas),
+            lambda: sum(replica.readiness is Readiness.READY for replica in self._balancer.replicas),
         )
         self._health = Health(steps, loop.time, report)
         self._watch = ReplicaWatch(
             spec.predictor.host,
             spec.predictor.port,
             self._balancer,
-            self._session,
+            self._client,
             self._health.update,
             loop.time,
             lookup,
@@ -190,11 +185,14 @@ class Router:
     async def _probe_primary(self) -> bool:
         """Whether any replica says now that it is ready."""
         replicas = list(self._balancer.replicas)
-        return any(await asyncio.gather(*map(self._watch.probe, replicas)))
+        found = await asyncio.gather(*map(self._watch.probe, replicas))
+        return Readiness.READY in found
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Give back connections and threads."""
-        await self._session.close()
+        for replica in self._balancer.replicas:
+            self._client.forget(replica.address)
+        self._client.close()
         for pool in self._pools:
             pool.close()
 
@@ -232,7 +230,7 @@ async def run_router(
             router.tasks(),
         )
     finally:
-        await router.close()
+        router.close()
 
 
 __all__ = ["PREDICTOR", "Router", "RouterSettings", "run_router"]

@@ -83,11 +83,12 @@ class Health:
     async def run(self, period: float, probe_primary: Callable[[], Awaitable[bool]]) -> None:
         """Until cancelled: let probes of the primary stand in for trial calls that nobody makes, and report."""
         while True:
+            # The first look at the replicas comes before the first report.
+            await asyncio.sleep(period)
             for guarded in self._steps:
                 if guarded.step.name == PREDICTOR:
                     await self._try_quietly(guarded, probe_primary)
             self.update()
-            await asyncio.sleep(period)
 
     async def _try_quietly(self, guarded: Guarded, probe: Callable[[], Awaitable[bool]]) -> None:
         """Trial calls by probe, where the breaker waits for some and no request has come lately."""

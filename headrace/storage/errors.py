@@ -48,6 +48,7 @@ class Unreachable(StorageError):
 
 
 _SUMMARY = re.compile(r"AWS Error (?P<code>[A-Z0-9_ ]+?)(?: \(HTTP status \d+\))? during (?P<operation>\w+)")
+_UNPARSED = re.compile(r"Unable to parse ExceptionName: (?P<name>\w+) Message: (?P<message>[^(]*)")
 _DENIED = {
     "ACCESS_DENIED",
     "INVALID_ACCESS_KEY_ID",
@@ -57,6 +58,11 @@ _DENIED = {
     "EXPIRED_TOKEN",
     "INVALID_CLIENT_TOKEN_ID",
     "MISSING_AUTHENTICATION_TOKEN",
+    # Names that the SDK does not know.
+    "XAdminUserNotFound",
+    "ExpiredToken",
+    "InvalidToken",
+    "AuthorizationHeaderMalformed",
 }
 _UNREACHABLE_ERRNO = {
     errno.ECONNREFUSED,
@@ -68,6 +74,12 @@ _UNREACHABLE_ERRNO = {
 }
 
 
+def missing_bucket(uri: str, store: str = "") -> NotFound:
+    """The error of a bucket that is not there; `store` says which server was asked."""
+    where = f" at {store}" if store else ""
+    return NotFound(uri, f"the bucket does not exist{where}", "create the bucket or correct the URI")
+
+
 def translate(error: OSError, uri: str, store: str = "") -> StorageError:
     """The typed error of what a filesystem raised for `uri`; `store` says which server was asked.
 
@@ -76,9 +88,10 @@ def translate(error: OSError, uri: str, store: str = "") -> StorageError:
     text = " ".join(str(error).split())
     where = f" at {store}" if store else ""
     match = _SUMMARY.search(text)
-    code = match["code"] if match else ""
+    unparsed = _UNPARSED.search(text)
+    code = unparsed["name"] if unparsed else match["code"] if match else ""
     if code == "NO_SUCH_BUCKET" or "The specified bucket does not exist" in text or "does not exist or access" in text:
-        return NotFound(uri, f"the bucket does not exist{where}", "create the bucket or correct the URI")
+        return missing_bucket(uri, store)
     if code in _DENIED or (match and "HTTP status 403" in text):
         return AccessDenied(
             uri,
@@ -94,6 +107,8 @@ def translate(error: OSError, uri: str, store: str = "") -> StorageError:
     if code == "NETWORK_CONNECTION":
         detail = text.split("Details: ", 1)[-1]
         return Unreachable(uri, f"no answer{where}: {detail}", "check AWS_ENDPOINT_URL and that the store is running")
+    if unparsed:
+        return Unreachable(uri, f"the store{where} answered {unparsed['name']}: {unparsed['message'].strip()}")
     if match:
         return Unreachable(uri, f"the store{where} failed in {match['operation']}: {text[match.start() :]}")
     if error.errno in _UNREACHABLE_ERRNO:

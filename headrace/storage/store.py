@@ -17,7 +17,7 @@ from typing import Any
 from pyarrow import fs
 
 from headrace.storage.credentials import Credentials
-from headrace.storage.errors import InvalidLocation, NotFound, translate
+from headrace.storage.errors import InvalidLocation, NotFound, missing_bucket, translate
 from headrace.storage.filesystem import Location, locate
 
 _TEMPORARY = ".headrace-"
@@ -82,6 +82,9 @@ class Store:
         """OSErrors of the block as StorageErrors of `path`."""
         try:
             yield
+        except FileNotFoundError as error:
+            self._require_bucket(path)
+            raise translate(error, self.uri_of(path), self._location.server) from error
         except OSError as error:
             raise translate(error, self.uri_of(path), self._location.server) from error
 
@@ -123,6 +126,8 @@ class Store:
         selector = fs.FileSelector(base, recursive=recursive, allow_not_found=True)
         with self.errors(path):
             found = self.filesystem.get_file_info(selector)
+            if not found:
+                self._require_bucket(path)
         entries = [
             Entry(info.path[len(base) :].lstrip("/"), int(info.size or 0), bool(info.type == fs.FileType.Directory))
             for info in found
@@ -171,6 +176,22 @@ class Store:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _require_bucket(self, path: str) -> None:
+        """Raise the true reason where S3 says no more than that something is not there.
+
+        The answer to a HEAD request has no body: an unknown key, a missing bucket and a missing object look alike.
+        """
+        if self._location.scheme != "s3":
+            return
+        target = self.path_of(path)
+        try:
+            self.filesystem.get_file_info(fs.FileSelector(target, allow_not_found=True))
+            bucket = self.filesystem.get_file_info(target.partition("/")[0])
+        except OSError as error:
+            raise translate(error, self.uri_of(path), self._location.server) from error
+        if bucket.type == fs.FileType.NotFound:
+            raise missing_bucket(self.uri_of(path), self._location.server)
 
     def _info(self, path: str) -> Any:
         return self.filesystem.get_file_info(self.path_of(path))

@@ -1,7 +1,7 @@
-"""The operator's RBAC rules, from what its controllers declare: `python -m controllers.rbac` writes them into the chart.
+"""The operator's RBAC rules, from what its controllers declare; `python -m controllers.rbac` writes the chart's files.
 
-Every verb follows from how the runtime handles a type (`controllers.runtime.apply`, `controllers.runtime.cache`): what is
-watched is listed and watched; children are looked up, applied (which takes `create` and `patch`) and deleted; pods are
+Every verb follows from how the runtime handles a type (`controllers.runtime.apply`, `.cache`): what is watched is listed
+and watched; children are looked up, applied (which takes `create` and `patch`) and deleted; pods are
 created and never patched; what a whole namespace shares is applied under its one name and never deleted; a type that is
 not watched is never read. No rule has a wildcard.
 """
@@ -20,6 +20,9 @@ from controllers.runtime.controller import Controller, PolicyRule
 from controllers.runtime.namespace import STORAGE_SECRET, WORKER_ACCOUNT
 from controllers.runtime.objects import POD, ROLE_BINDING, SECRET, SERVICE_ACCOUNT, ObjectType
 
+LEASE = "headrace-operator"
+"""Name of the Lease, as the operator's settings have it by default."""
+
 SHARED_NAMES: Mapping[ObjectType, str] = {
     SERVICE_ACCOUNT: WORKER_ACCOUNT,
     ROLE_BINDING: WORKER_ACCOUNT,
@@ -32,9 +35,10 @@ RUNTIME_RULES: Sequence[PolicyRule] = (PolicyRule(("events.k8s.io",), ("events",
 """What the runtime itself does in every namespace, whatever the kinds: Events about resources."""
 
 NAMESPACE_RULES: Sequence[PolicyRule] = (
-    PolicyRule(("coordination.k8s.io",), ("leases",), ("create", "get", "patch", "update")),
+    PolicyRule(("coordination.k8s.io",), ("leases",), ("create",)),
+    PolicyRule(("coordination.k8s.io",), ("leases",), ("get", "update"), (LEASE,)),
 )
-"""What the runtime does in the operator's own namespace: leader election."""
+"""What the operator does in its own namespace: leader election. (A plain create cannot be limited by name.)"""
 
 _CHART_FILES = Path(__file__).parents[1] / "charts" / "headrace" / "files"
 _VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "bind")

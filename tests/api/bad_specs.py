@@ -55,7 +55,8 @@ class Bad:
     @property
     def manifest(self) -> Manifest:
         """The object with the mistake."""
-        return merge_patch(self.base, {"spec": self.patch, "metadata": self.metadata or {}})
+        made: Manifest = merge_patch(self.base, {"spec": self.patch, "metadata": self.metadata or {}})
+        return made
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

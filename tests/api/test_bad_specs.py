@@ -71,7 +71,7 @@ FIXED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def running_job(rest: Rest) -> dict[str, Any]:
-    job = merge_patch(GOOD_JOB, {"metadata": {"name": "running"}})
+    job: dict[str, Any] = merge_patch(GOOD_JOB, {"metadata": {"name": "running"}})
     answer = rest("POST", path_of(job, collection=True), job)
     assert answer.accepted, answer.message
     return job

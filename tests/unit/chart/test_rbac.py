@@ -1,0 +1,133 @@
+"""The operator may do what its controllers need and nothing else."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controllers import rbac
+from controllers.runtime import objects
+from controllers.runtime.namespace import NAMESPACE_TYPES
+from controllers.runtime.objects import ObjectType
+
+ROOT = Path(__file__).parents[3]
+FILES = ROOT / "charts" / "headrace" / "files"
+CONTROLLERS = rbac.chart_controllers()
+RULES = rbac.manifest(rbac.cluster_rules(CONTROLLERS))
+Grant = tuple[str, str, str, str]
+"""Group, resource, verb, and the one name that it is limited to or empty."""
+
+
+def grants(rules: list[dict[str, Any]]) -> Iterator[Grant]:
+    for rule in rules:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                for verb in rule["verbs"]:
+                    for name in rule.get("resourceNames") or [""]:
+                        yield group, resource, verb, name
+
+
+@pytest.mark.parametrize("name", ["cluster-rules.yaml", "namespace-rules.yaml"])
+def test_the_charts_rules_are_what_the_controllers_declare(name: str) -> None:
+    assert (FILES / name).read_text() == rbac.files(CONTROLLERS)[name], "run: python -m controllers.rbac"
+
+
+def test_no_rule_has_a_wildcard() -> None:
+    every = [*RULES, *rbac.manifest(rbac.NAMESPACE_RULES)]
+    assert not [rule for rule in every if "*" in str(rule)]
+
+
+def test_no_right_is_given_twice() -> None:
+    every = list(grants(RULES))
+    assert len(every) == len(set(every))
+    unlimited = {grant[:3] for grant in every if not grant[3]}
+    assert not [grant for grant in every if grant[3] and grant[:3] in unlimited]
+
+
+def test_secrets_are_written_under_one_name_and_never_read() -> None:
+    secrets = {(verb, name) for _, resource, verb, name in grants(RULES) if resource == "secrets"}
+    assert secrets == {("create", "headrace-storage"), ("patch", "headrace-storage")}
+
+
+def test_only_one_role_can_be_bound_and_only_under_one_name() -> None:
+    rights = {grant[1:] for grant in grants(RULES) if grant[0] == "rbac.authorization.k8s.io"}
+    writes = {right for right in rights if right[1] not in ("list", "watch")}
+    assert writes == {
+        ("clusterroles", "bind", '{{ include "headrace.workerRoleName" . }}'),
+        ("rolebindings", "create", "headrace-worker"),
+        ("rolebindings", "patch", "headrace-worker"),
+    }
+
+
+def test_pods_are_never_changed() -> None:
+    assert {verb for _, resource, verb, _ in grants(RULES) if resource == "pods"} == {
+        "get",
+        "list",
+        "watch",
+        "create",
+        "delete",
+    }
+
+
+def test_resources_are_read_and_only_their_status_is_written() -> None:
+    rights = {(resource, verb) for group, resource, verb, _ in grants(RULES) if group == "headrace.dev"}
+    assert rights == {
+        (f"{kind}{suffix}", verb)
+        for kind in ("trainingjobs", "inferenceservices")
+        for suffix, verbs in (("", ("list", "watch")), ("/status", ("patch",)), ("/finalizers", ("update",)))
+        for verb in verbs
+    }
+
+
+TYPES: dict[str, ObjectType] = {name: value for name, value in vars(objects).items() if isinstance(value, ObjectType)}
+
+
+def used_types(folder: Path) -> set[ObjectType]:
+    """Types that a kind's code names outside its declaration (`owns`, `reads`) and its imports."""
+    found: set[str] = set()
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        declared = {
+            id(name)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in ("owns", "reads")
+            for name in ast.walk(node)
+        }
+        found |= {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and node.id in TYPES and id(node) not in declared
+        }
+        if "namespace_objects(" in path.read_text():
+            found |= {name for name, type_ in TYPES.items() if type_ in NAMESPACE_TYPES}
+        if "server(" in path.read_text():
+            found |= {"DEPLOYMENT", "PDB", "NETWORK_POLICY"}
+    return {TYPES[name] for name in found}
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda controller: controller.resource.info.kind)
+def test_a_kind_declares_exactly_the_types_that_its_code_uses(controller: Any) -> None:
+    folder = ROOT / Path(*type(controller).__module__.split(".")[:-1])
+    assert set(controller.owns) | set(controller.reads) == used_types(folder)
+
+
+def test_every_declared_type_can_be_watched_and_written() -> None:
+    held: dict[tuple[str, str], set[str]] = {(group, resource): set() for group, resource, _, _ in grants(RULES)}
+    for group, resource, verb, _ in grants(RULES):
+        held[group, resource].add(verb)
+    for controller in CONTROLLERS:
+        for type_ in (*controller.owns, *controller.reads):
+            verbs = held[type_.group, type_.plural]
+            assert not type_.watched or {"list", "watch"} <= verbs, type_
+        for type_ in controller.owns:
+            assert "create" in held[type_.group, type_.plural], type_
+
+
+def test_the_rules_are_yaml_that_helm_can_fill_in() -> None:
+    text = (FILES / "cluster-rules.yaml").read_text()
+    assert yaml.safe_load(text.replace('{{ include "headrace.workerRoleName" . }}', "headrace-worker"))

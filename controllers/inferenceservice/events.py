@@ -16,7 +16,11 @@ PARTS: Mapping[str, str] = {"RouterReady": "router", "PredictorReady": "predicto
 
 def transitions(before: InferenceServiceStatus | None, now: Mapping[str, Any]) -> tuple[Event, ...]:
     """Events of the way from one status to the next."""
-    return (*_answering(before, now), *(event for type_ in PARTS for event in _part(type_, before, now)))
+    return (
+        *_answering(before, now),
+        *_unavailable(before, now),
+        *(event for type_ in PARTS for event in _part(type_, before, now)),
+    )
 
 
 def _answering(before: InferenceServiceStatus | None, now: Mapping[str, Any]) -> Iterator[Event]:
@@ -35,6 +39,13 @@ def _answering(before: InferenceServiceStatus | None, now: Mapping[str, Any]) ->
         yield Event("Normal", "PrimaryRecovered", f"the primary answers again, after step {earlier}", "Recover")
     else:
         yield Event("Normal", "PrimaryAnswers", f"the primary answers at {now['url']}", "Serve")
+
+
+def _unavailable(before: InferenceServiceStatus | None, now: Mapping[str, Any]) -> Iterator[Event]:
+    earlier = next((item for item in before.conditions if item.type == "Available"), None) if before else None
+    current = _condition(now, "Available")
+    if earlier is not None and earlier.status == "True" and current["status"] == "False":
+        yield Event("Warning", "Unavailable", current["message"], "Observe")
 
 
 def _part(type_: str, before: InferenceServiceStatus | None, now: Mapping[str, Any]) -> Iterator[Event]:

@@ -11,6 +11,7 @@ from controllers.inferenceservice import builders
 from controllers.inferenceservice.events import transitions
 from controllers.inferenceservice.observed import CHILDREN, Observed, Part
 from controllers.inferenceservice.rules import (
+    FALLBACK_ANSWERING,
     REPORT_AFTER,
     ROLLING_OUT,
     ROLLOUT_STALLED,
@@ -177,7 +178,8 @@ def _status(
     )
     problem = not_ready(whole)
     who = f"step {answers.answering}" if answers.answering else "a step that the routers do not report"
-    meanwhile = "" if problem is None or unavailable(whole) or not answers.answering else f" ({who} answers meanwhile)"
+    told = problem is None or problem.reason == FALLBACK_ANSWERING or unavailable(whole) is not None
+    meanwhile = "" if told or not answers.answering else f" ({who} answers meanwhile)"
     wanted = [
         _condition("Ready", problem, "PrimaryAnswers", f"the primary answers at {whole.url}", meanwhile),
         _condition("Available", unavailable(whole), "Answering", f"{who} answers at {whole.url}"),

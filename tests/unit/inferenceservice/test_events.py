@@ -100,6 +100,18 @@ def test_a_model_that_does_not_load_is_told_once_however_often_it_is_tried() -> 
     assert events == [("Warning", "ModelLoadFailed")]
 
 
+def test_a_service_at_whose_address_nothing_answers_any_more() -> None:
+    of = service()
+    cluster = well(of)
+    plans = settled(of, cluster)
+    next(plans)
+    cluster.deploy(of, "router", ready=False)
+    assert ("Warning", "Unavailable") in told(next(plans)[1])
+    assert told(next(plans)[1]) == []
+    cluster.deploy(of, "router", report=WELL)
+    assert told(next(plans)[1]) == [("Normal", "PrimaryAnswers")]
+
+
 def test_an_update_is_told_at_its_start_and_at_its_end() -> None:
     old, new = service(), service(predictor={"model": {"storageUri": "s3://models/v2"}}, generation=2)
     cluster = well(old)

@@ -222,12 +222,13 @@ def _config(state: State, volumes: Path) -> dict[str, object]:
 def _settle(state: State) -> None:
     """Apply the manifests that changed, and wait until the nodes and what they carry are ready."""
     _wait_for("the API server", _api_answers)
-    files = [MANIFESTS / "storage-config.yaml", MANIFESTS / "metrics-server.yaml"]
-    if state.nodes == "offline":
-        files += [MANIFESTS / "storage.yaml", MANIFESTS / "kube-router.yaml"]
-    digest = cache.digest_files(MANIFESTS, files)
+    digest = cache.digest_files(MANIFESTS, [MANIFESTS])
     if digest != state.manifests:
-        kubectl("apply", *(word for file in files for word in ("-f", file)))
+        kubectl("apply", "-f", MANIFESTS / "metrics-server.yaml")
+        if state.nodes == "offline":
+            kubectl("apply", "-f", MANIFESTS / "storage.yaml", "-f", MANIFESTS / "kube-router.yaml")
+        else:
+            _share_volumes()
         state.manifests = digest
         _save(state)
     _wait_for("every node to be Ready", _nodes_ready)
@@ -237,6 +238,15 @@ def _settle(state: State) -> None:
         rollouts.append("kube-system daemonset/kube-router")
     for namespace, workload in (rollout.split() for rollout in rollouts):
         kubectl("rollout", "status", workload, "-n", namespace, "--timeout=180s")
+
+
+def _share_volumes() -> None:
+    """Let the provisioner that kind installed put volumes where ours does, so that a pod finds them on every node."""
+    documents = yaml.safe_load_all((MANIFESTS / "storage.yaml").read_text())
+    ours = next(document for document in documents if document["kind"] == "ConfigMap")
+    patch = {"data": {"config.json": ours["data"]["config.json"]}}
+    place = ["-n", ours["metadata"]["namespace"], ours["metadata"]["name"]]
+    kubectl("patch", "configmap", *place, "--type=merge", "--patch", json.dumps(patch))
 
 
 def _wake(containers: list[Node]) -> None:

@@ -48,7 +48,6 @@ SMALL_PACKAGES = "busybox-static,iptables,nftables,ipset"
 """What an image has whose program calls iptables, or that runs a shell script."""
 
 NODE_FILES = Path(__file__).parent / "node"
-STORAGE_MANIFEST = Path(__file__).parent / "manifests" / "storage.yaml"
 
 ROUTER_IMAGE = f"headrace.dev/kube-router:{ROUTER_VERSION}"
 METRICS_SERVER_IMAGE = f"registry.k8s.io/metrics-server/metrics-server:{METRICS_SERVER_VERSION}"
@@ -93,7 +92,7 @@ def node_image() -> str:
 
 
 def _key() -> str:
-    files = [Path(__file__), STORAGE_MANIFEST, *NODE_FILES.iterdir()]
+    files = [Path(__file__), *NODE_FILES.iterdir()]
     return cache.digest(
         cache.digest_files(Path(__file__).parent, files),
         KIND_VERSION,
@@ -212,7 +211,7 @@ def _assemble(name: str, programs: dict[str, Path], root: Path, images: Path, wo
     install(NODE_FILES / "headrace-routes", "/usr/local/bin/headrace-routes")
     install(NODE_FILES / "headrace-routes.service", "/etc/systemd/system/headrace-routes.service", mode=0o644)
     install(NODE_FILES / "prepare.sh", "/prepare.sh")
-    install(STORAGE_MANIFEST, "/kind/manifests/default-storage.yaml", mode=0o644)
+    install(NODE_FILES / "default-storage.yaml", "/kind/manifests/default-storage.yaml", mode=0o644)
     (overlay / "kind" / "version").write_text(KUBERNETES_VERSION)
     (overlay / "etc" / "kubernetes" / "manifests").mkdir(parents=True)
     containerd = overlay / "etc" / "containerd" / "config.toml"

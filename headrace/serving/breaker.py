@@ -3,11 +3,11 @@
 CLOSED: every call is permitted; the outcomes of the last `sliding_window_size` calls are kept. Once there are
 `minimum_number_of_calls` of them and the failed ones make up at least `failure_rate_threshold` percent, it opens.
 
-OPEN: no call is permitted. The first call after `wait` seconds makes it half-open and is permitted.
+OPEN: no call is permitted. The first call after the wait makes it half-open and is permitted.
 
-HALF_OPEN: `permitted_calls` trial calls are permitted, any more are not. When all of them have an outcome, the same
-threshold decides between OPEN (a new wait) and CLOSED (an empty window). A trial that ends without an outcome
-(cancelled, or the caller's mistake) gives its permit back.
+HALF_OPEN: `permitted_calls` trial calls are permitted, any more are not. When all of them have an outcome (or as many
+as `minimum_number_of_calls`, where that is less), the same threshold decides between OPEN (a new wait) and CLOSED (an
+empty window). A trial that ends without an outcome (cancelled, or the caller's mistake) gives its permit back.
 
 A permit knows the state that it was given in, and an outcome that arrives after the state has changed counts nowhere:
 calls that were sent before the breaker opened say nothing about whether the step has recovered.
@@ -56,8 +56,7 @@ class Breaker:
     ) -> None:
         self.state = State.CLOSED
         self._window_size = config.sliding_window_size
-        # resilience4j clamps it likewise: a window can never hold more calls than its size.
-        self._minimum = min(config.minimum_number_of_calls, config.sliding_window_size)
+        self._minimum = config.minimum_number_of_calls
         self._threshold = config.failure_rate_threshold
         self._wait = parse_duration(config.wait_duration_in_open_state).total_seconds()
         self._permitted = config.permitted_calls_in_half_open_state
@@ -67,14 +66,15 @@ class Breaker:
         self._window: deque[bool] = deque()
         self._failures = 0
         self._limit = self._window_size
-        self._needed = self._minimum
+        # resilience4j clamps it likewise: a window can never hold more calls than its size.
+        self._needed = min(self._minimum, self._limit)
         self._permits_left = 0
         self._open_until = 0.0
 
     @property
     def wait_over(self) -> bool:
         """Whether it is open and the next call would be a trial."""
-        return self.state is State.OPEN and self._clock() >= self._open_until
+        return self.state is State.OPEN and self._clock() > self._open_until
 
     @property
     def failure_rate(self) -> float:
@@ -88,7 +88,7 @@ class Breaker:
         if self.state is State.CLOSED:
             return Permit(self._generation)
         if self.state is State.OPEN:
-            if self._clock() < self._open_until:
+            if self._clock() <= self._open_until:
                 return None
             self._enter(State.HALF_OPEN)
         if self._permits_left == 0:
@@ -130,9 +130,8 @@ class Breaker:
         self._window.clear()
         self._failures = 0
         trial = state is State.HALF_OPEN
-        self._limit = self._needed = self._permitted if trial else 0
-        if state is State.CLOSED:
-            self._limit, self._needed = self._window_size, self._minimum
+        self._limit = self._permitted if trial else self._window_size
+        self._needed = min(self._minimum, self._limit)
         self._permits_left = self._permitted if trial else 0
         if state is State.OPEN:
             self._open_until = self._clock() + self._wait

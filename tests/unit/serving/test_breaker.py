@@ -30,14 +30,19 @@ def test_every_state_and_rate_of_a_recorded_run_of_resilience4j(trace: dict[str,
     breaker = Breaker(CircuitBreaker.model_validate(trace["config"]), clock)
     held: list[Permit] = []
     for i, (operation, argument, state, rate) in enumerate(trace["events"]):
+        before = breaker.state
         if operation == "advance":
             clock.millis += argument
         elif operation == "acquire":
             permit = breaker.try_acquire()
             assert (permit is not None) == bool(argument), (i, operation)
+            if breaker.state is not before:
+                held.clear()
             held += [permit] if permit else []
         else:
             getattr(breaker, operation)(held.pop())
+            if breaker.state is not before:
+                held.clear()
         assert breaker.state.name == state, (i, operation)
         if breaker.state is not State.OPEN:
             # resilience4j goes on showing the last rate while it is open.

@@ -70,9 +70,12 @@ public class Resilience4jTrace {
         } else {
           operation = "acquire";
           boolean permitted = breaker.tryAcquirePermission();
+          if (breaker.getState() != state) held = 0;
           if (permitted) held++;
           result = permitted ? "1" : "0";
         }
+        // Calls from before a change of state are left out: there Headrace differs on purpose.
+        if (breaker.getState() != state && !operation.equals("acquire")) held = 0;
         out.append(i == 0 ? "" : ",").append(String.format(Locale.ROOT, "[\"%s\",%s,\"%s\",%s]",
             operation, result, breaker.getState(), breaker.getMetrics().getFailureRate()));
       }

@@ -1,9 +1,9 @@
 """The operator's RBAC rules, from what its controllers declare; `python -m controllers.rbac` writes the chart's files.
 
-Every verb follows from how the runtime handles a type (`controllers.runtime.apply`, `.cache`): what is watched is listed
-and watched; children are looked up, applied (which takes `create` and `patch`) and deleted; pods are
-created and never patched; what a whole namespace shares is applied under its one name and never deleted; a type that is
-not watched is never read. No rule has a wildcard.
+Every verb follows from how the runtime handles a type (`controllers.runtime.apply`, `.cache`): what is watched is
+listed and watched; children are looked up, applied (which takes `create` and `patch`) and deleted; pods are created
+and never patched; what a whole namespace shares is applied under its one name and never deleted; a type that is not
+watched is never read. No rule has a wildcard.
 """
 
 from __future__ import annotations

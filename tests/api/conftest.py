@@ -10,6 +10,7 @@ import pytest
 
 from cluster import controlplane
 from cluster.tools import tool
+from tests.api.helm import Helm
 
 CRDS = Path(__file__).parents[2] / "crds"
 
@@ -26,3 +27,17 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             capture_output=True,
         )
         yield kubeconfig
+
+
+@pytest.fixture(scope="session")
+def helm(control_plane: Path) -> Helm:
+    """The chart, installed with no value set."""
+    # Made by kubectl above; helm takes over only what says that it is the release's.
+    kubectl = [str(tool("kubectl")), "--kubeconfig", str(control_plane)]
+    mark = {"annotate": ("meta.helm.sh/release-name=headrace", "meta.helm.sh/release-namespace=headrace-system")}
+    mark["label"] = ("app.kubernetes.io/managed-by=Helm",)
+    for verb, values in mark.items():
+        subprocess.run([*kubectl, verb, "-f", str(CRDS), *values, "--overwrite"], check=True, capture_output=True)
+    helm = Helm(control_plane)
+    helm.install()
+    return helm

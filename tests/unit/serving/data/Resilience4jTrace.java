@@ -27,7 +27,7 @@ public class Resilience4jTrace {
     // Window, minimum of calls, threshold, wait in ms, calls in half-open.
     int[][] configs = {
       {20, 5, 50, 5000, 3}, {4, 4, 50, 500, 2}, {10, 10, 100, 1000, 1},
-      {5, 10, 40, 2000, 4}, {1, 1, 1, 500, 1}, {8, 2, 75, 1500, 5}
+      {5, 3, 40, 2000, 4}, {1, 1, 1, 500, 1}, {8, 2, 75, 1500, 5}
     };
     StringBuilder out = new StringBuilder("[");
     for (int c = 0; c < configs.length; c++) {

@@ -38,8 +38,9 @@ def trainer_from(variables: Mapping[str, str]) -> ClassifierTrainer:
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"])) or VARIABLE
+        problem = first["msg"].removeprefix("Value error, ").removeprefix(f"{path}: ")
         raise ConfigurationError(
-            path, f"{first.get('input')!r:.100}: {first['msg']}", "correct spec.classifier of the TrainingJob"
+            path, f"{first.get('input')!r:.100}: {problem}", "correct spec.classifier of the TrainingJob"
         ) from error
 
 

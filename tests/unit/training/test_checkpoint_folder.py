@@ -1,0 +1,119 @@
+"""What a resumed run finds after crashes, damaged files and namesakes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from headrace.storage import StorageError, Store
+from headrace.training.checkpoint_folder import CheckpointFolder, Owner
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def folder(path: Path, keep: int = 2, **owner: object) -> CheckpointFolder:
+    return CheckpointFolder(Store.open(f"file://{path}"), Owner(**owner), keep)  # type: ignore[arg-type]
+
+
+def save(target: CheckpointFolder, *steps: int) -> None:
+    for step in steps:
+        target.save(step, {"safetensors": b"tensors %d" % step, "json": b"{}"})
+
+
+def test_the_latest_is_loaded_and_only_so_many_are_kept(path: Path) -> None:
+    save(folder(path, keep=2), 5, 10, 100)
+    loaded = folder(path).latest()
+    assert loaded is not None
+    assert (loaded.step, loaded.files) == (100, {"safetensors": b"tensors 100", "json": b"{}"})
+    assert sorted(p.name for p in path.iterdir()) == ["step-10", "step-100"]
+
+
+def test_nothing_saved_is_nothing_found(path: Path) -> None:
+    assert folder(path).latest() is None
+
+
+@pytest.mark.parametrize("damage", ["unfinished", "flipped", "short", "missing", "no json", "another step"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(folder(path), 10, 20)
+    data, manifest = path / "step-20" / "attempt-1.safetensors", path / "step-20" / "manifest.json"
+    match damage:
+        case "unfinished":
+            manifest.unlink()
+        case "flipped":
+            data.write_bytes(b"tensorZ 20")
+        case "short":
+            data.write_bytes(b"tens")
+        case "missing":
+            data.unlink()
+        case "no json":
+            manifest.write_text("{")
+        case "another step":
+            manifest.write_text((path / "step-10" / "manifest.json").read_text())
+    with caplog.at_level(logging.WARNING):
+        loaded = folder(path).latest()
+    assert loaded is not None
+    assert loaded.step == 10
+    assert f"file://{path}/step-20" in caplog.text
+
+
+def test_saving_goes_on_after_a_damaged_one_which_is_removed(path: Path) -> None:
+    save(folder(path), 10, 20)
+    (path / "step-20" / "attempt-1.json").write_bytes(b"x")
+    save(folder(path, attempt=2), 15, 20, 30)
+    loaded = folder(path).latest()
+    assert loaded is not None
+    assert (loaded.step, sorted(p.name for p in path.iterdir())) == (30, ["step-20", "step-30"])
+
+
+def test_a_new_run_of_the_same_name_starts_afresh_and_clears_the_old(path: Path) -> None:
+    save(folder(path, run_id="old"), 500)
+    new = folder(path, run_id="new")
+    assert new.latest() is None
+    save(new, 20)
+    assert [p.name for p in path.iterdir()] == ["step-20"]
+
+
+def test_another_configuration_is_not_resumed(path: Path) -> None:
+    save(folder(path, fingerprint="64 units"), 500)
+    assert folder(path, fingerprint="32 units").latest() is None
+    resumed = folder(path, fingerprint="64 units").latest()
+    assert resumed is not None
+
+
+def test_a_worker_of_an_earlier_attempt_cannot_harm_its_successor(path: Path) -> None:
+    old, new = folder(path, attempt=1), folder(path, attempt=2)
+    save(old, 10)
+    save(new, 20, 30)
+    # Cut off from the cluster, not from storage: it writes what it has, late.
+    old.save(20, {"safetensors": b"other bytes", "json": b"{}"})
+    loaded = folder(path, attempt=3).latest()
+    assert loaded is not None
+    assert (loaded.step, loaded.files["safetensors"]) == (30, b"tensors 30")
+    names = {file["name"] for file in json.loads((path / "step-30" / "manifest.json").read_text())["files"].values()}
+    assert names == {"attempt-2.safetensors", "attempt-2.json"}
+
+
+def test_an_interrupted_save_leaves_the_one_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder(path)
+    save(target, 10)
+    write = Store.write_bytes
+
+    def fail_at_manifest(self: Store, name: str, data: bytes) -> None:
+        if name.endswith("manifest.json"):
+            raise StorageError(name, "the power went out")
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write_bytes", fail_at_manifest)
+    with pytest.raises(StorageError):
+        save(target, 20)
+    loaded = folder(path).latest()
+    assert loaded is not None
+    assert loaded.step == 10

@@ -261,6 +261,17 @@ def test_a_malformed_report_is_ignored(text: str) -> None:
     assert condition(result)["status"] == "True"
 
 
+def test_a_long_reason_is_cut() -> None:
+    of = service()
+    cluster = well(of)
+    said = report("small", predictor=("Open", "x" * 100_000), small="Answering")
+    cluster.put(POD, pod(workloads(of)["router"], "digits-0", report=said))
+    result = plan(of, cluster)
+    assert result.status is not None
+    assert len(result.status["steps"][0]["reason"]) == 500
+    assert len(condition(result)["message"]) < 2000
+
+
 def test_steps_of_an_earlier_chain_are_left_out() -> None:
     of = service(fallback=[STATIC])
     cluster = well(of)
@@ -305,7 +316,7 @@ def test_a_predictor_is_missing() -> None:
 def test_an_evicted_pod_is_no_pod() -> None:
     of = service()
     cluster = well(of)
-    evicted = pod(workloads(of)["predictor"], "digits-predictor-9", ready=False)
+    evicted = pod(workloads(of)["predictor"], "digits-predictor-9", ready=False, revision="before")
     evicted["status"]["phase"] = "Failed"
     cluster.put(POD, evicted)
     assert condition(plan(of, cluster))["status"] == "True"

@@ -116,6 +116,14 @@ def test_a_new_fallback_does_not_wait_for_a_broken_primary() -> None:
     assert "digits" in applied(plan(remedy, cluster))
 
 
+def test_an_update_of_pods_of_which_none_answers_is_no_comfort() -> None:
+    cluster = begun(NEW_PREDICTOR)
+    for index in range(2):
+        cluster.put(POD, pod(workloads(OLD)["predictor"], f"digits-predictor-{index}", ready=False))
+    surge(cluster, NEW_PREDICTOR, "predictor", ready=False)
+    assert condition(plan(NEW_PREDICTOR, cluster), "PredictorReady")["reason"] == "PredictorNotReady"
+
+
 def test_a_broken_new_model_is_not_ready_though_the_old_one_answers() -> None:
     cluster = begun(NEW_PREDICTOR)
     surge(cluster, NEW_PREDICTOR, "predictor", ready=False, container={"state": terminated(78, "no such object")})

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import cache, host, kind, nodeimage
+from cluster import cache, host, kind, nodeimage, registry
 from cluster.process import ClusterError, output, run_logged, succeeds
 from cluster.tools import tool
 
@@ -83,9 +83,9 @@ def load(names: list[str]) -> None:
             return
         cache.say(f"Loading {', '.join(changed)} into {len(workers)} nodes…")
         started = time.monotonic()
-        command: list[str | Path] = [tool("kind"), "load", "docker-image", *(tag(name) for name in changed)]
-        command += ["--name", kind.name(), "--nodes", ",".join(workers)]
-        run_logged(command, cache.root() / "logs" / "load.log", env=kind.environment())
+        for name in changed:
+            registry.push(kind.registry_name(), tag(name))
+        registry.pull(workers, [tag(name) for name in changed])
         _record({**loaded, **changed})
         cache.say(f"      loaded after {time.monotonic() - started:.0f} s")
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 import yaml
 
-from cluster import cache, host, network, nodeimage
+from cluster import cache, host, network, nodeimage, registry
 from cluster.features import FEATURE_GATES, RUNTIME_CONFIG
 from cluster.process import ClusterError, output, run_logged, succeeds
 from cluster.tools import KUBERNETES_VERSION, tool
@@ -58,6 +58,11 @@ def name() -> str:
 def kubeconfig() -> Path:
     """Path of the administrator's kubeconfig; there is a file only while the cluster exists."""
     return folder() / "kubeconfig"
+
+
+def registry_name() -> str:
+    """Name of the container of the registry that the nodes ask first."""
+    return f"{name()}-registry"
 
 
 def kubectl(*arguments: str | Path, stdin: str | None = None) -> str:
@@ -222,6 +227,8 @@ def _config(state: State, volumes: Path) -> dict[str, object]:
 def _settle(state: State) -> None:
     """Apply the manifests that changed, and wait until the nodes and what they carry are ready."""
     _wait_for("the API server", _api_answers)
+    registry.ensure(registry_name(), _wait_for)
+    registry.configure(registry_name(), [node.name for node in nodes()])
     digest = cache.digest_files(MANIFESTS, [MANIFESTS])
     if digest != state.manifests:
         kubectl("apply", "-f", MANIFESTS / "metrics-server.yaml")
@@ -263,6 +270,7 @@ def _delete() -> None:
     """Remove the nodes as `kind delete cluster` does, without needing kind for it."""
     if names := [node.name for node in nodes()]:
         host.docker("rm", "--force", "--volumes", *names)
+    registry.remove(registry_name())
     shutil.rmtree(folder(), ignore_errors=True)
 
 

@@ -80,6 +80,7 @@ PROGRAMS: dict[str, GoProgram] = {
         ),
         GoProgram("kind", "sigs.k8s.io/kind", KIND_VERSION),
         GoProgram("kwok", "sigs.k8s.io/kwok", "v0.8.0", "cmd/kwok"),
+        GoProgram("crane", "github.com/google/go-containerregistry", "v0.22.1", "cmd/crane"),
         GoProgram("kubeconform", "github.com/yannh/kubeconform", "v0.8.0", "cmd/kubeconform"),
         GoProgram("versitygw", "github.com/versity/versitygw", "v1.8.0", "cmd/versitygw"),
         GoProgram(

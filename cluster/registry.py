@@ -1,0 +1,105 @@
+"""A registry beside the cluster, through which images reach the nodes: a change of one layer moves that layer alone.
+
+It is a container in the network of the nodes, with its data in the cache, so that a new cluster needs no new upload.
+The nodes ask it first for the images of docker.io; what it has not, they take from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cluster import cache, host
+from cluster.process import output
+from cluster.tools import PROGRAMS, tool
+
+NETWORK = "kind"
+"""Docker network of the nodes."""
+PORT = 5000
+
+_HOSTS = """\
+server = "https://registry-1.docker.io"
+[host."http://{registry}:{port}"]
+capabilities = ["pull", "resolve"]
+"""
+
+
+def ensure(name: str, wait_for: Callable[[str, Callable[[], bool]], None]) -> None:
+    """Make sure that the registry container `name` runs."""
+    running = host.docker("ps", "--quiet", "--filter", f"name=^{name}$").strip()
+    if not running:
+        remove(name)
+        data = cache.root() / "registry"
+        data.mkdir(parents=True, exist_ok=True)
+        host.docker(
+            *("run", "--detach", "--name", name, "--network", NETWORK, "--restart", "unless-stopped"),
+            *("--publish", f"127.0.0.1::{PORT}", "--volume", f"{data}:/data", _image()),
+        )
+    wait_for("the registry of the nodes", lambda: _answers(_address(name)))
+
+
+def remove(name: str) -> None:
+    """Remove the registry's container; its data stays."""
+    host.docker("rm", "--force", "--volumes", name)
+
+
+def configure(name: str, nodes: Sequence[str]) -> None:
+    """Let the nodes ask the registry `name` first."""
+    hosts = _HOSTS.format(registry=name, port=PORT)
+    folder = "/etc/containerd/certs.d/docker.io"
+    script = f"mkdir -p {folder} && cat > {folder}/hosts.toml <<'END'\n{hosts}END\n"
+    with ThreadPoolExecutor() as executor:
+        list(executor.map(lambda node: host.docker("exec", node, "sh", "-c", script), nodes))
+
+
+def push(name: str, image: str) -> None:
+    """Copy an image of the Docker daemon into the registry `name`."""
+    remote = f"{_address(name)}/{image}"
+    host.docker("tag", image, remote)
+    try:
+        host.docker("push", "--quiet", remote)
+    finally:
+        host.docker("image", "rm", remote)
+
+
+def pull(nodes: Sequence[str], images: Sequence[str]) -> None:
+    """Let every node fetch `images`, as its kubelet would."""
+
+    def fetch(node: str) -> None:
+        for image in images:
+            host.docker("exec", node, "crictl", "pull", f"docker.io/{image}")
+
+    with ThreadPoolExecutor() as executor:
+        list(executor.map(fetch, nodes))
+
+
+def _address(name: str) -> str:
+    return host.docker("port", name, str(PORT)).split()[0]
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/v2/", timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _image() -> str:
+    """Image of the registry program, which is made when Docker has it not."""
+    image = f"headrace.dev/registry:{PROGRAMS['crane'].key()}"
+    if not host.docker("image", "ls", "--quiet", image).strip():
+        with tempfile.TemporaryDirectory(prefix="headrace-registry-") as folder:
+            work = Path(folder)
+            shutil.copy(tool("crane"), work / "crane")
+            (work / "tmp").mkdir()
+            archive = work / "image.tar"
+            output(["tar", "-C", work, "-cf", archive, "crane", "tmp"])
+            command = f'["/crane", "registry", "serve", "--address", ":{PORT}", "--disk", "/data"]'
+            host.docker("import", "--change", f"ENTRYPOINT {command}", archive, image)
+    return image

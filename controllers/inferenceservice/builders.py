@@ -176,7 +176,7 @@ def router_service(service: InferenceService) -> Manifest:
             "type": "ClusterIP",
             "selector": _selector(service, ROUTER),
             "ports": [{"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}],
-            "trafficDistribution": "PreferClose",
+            "trafficDistribution": "PreferSameZone",
         },
     }
 

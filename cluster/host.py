@@ -187,7 +187,7 @@ def _daemon_config(run: Path, data_root: Path, containerd_socket: Path) -> Path:
     }
     if lacks_sys_resource():
         wrapper = run / "runc-without-sys-resource"
-        wrapper.write_text(_RUNC_WRAPPER.format(runc=shutil.which("runc")))
+        wrapper.write_text(RUNC_WRAPPER.format(runc=shutil.which("runc")))
         wrapper.chmod(0o755)
         config["runtimes"] = {"headrace-runc": {"path": str(wrapper)}}
         config["default-runtime"] = "headrace-runc"
@@ -197,7 +197,7 @@ def _daemon_config(run: Path, data_root: Path, containerd_socket: Path) -> Path:
 
 
 # `docker run --privileged` asks for every capability; a host that lacks one refuses to start the container at all.
-_RUNC_WRAPPER = """\
+RUNC_WRAPPER = """\
 #!/bin/sh
 # runc with CAP_SYS_RESOURCE taken out of the container's (--bundle) and of the exec's (--process) description.
 previous=

@@ -159,7 +159,7 @@ def _create(choice: NodeChoice) -> State:
     volumes = folder() / "volumes"
     volumes.mkdir(parents=True, exist_ok=True)
     config = folder() / "kind.yaml"
-    config.write_text(yaml.safe_dump(_config(state, volumes), sort_keys=False))
+    config.write_text(yaml.safe_dump(configuration(state, volumes), sort_keys=False))
     cache.say(f"Creating the cluster {name()}: control plane and zones {', '.join(ZONES)} (about half a minute)…")
     run_logged(
         [kind, "create", "cluster", "--name", name(), "--config", config, "--kubeconfig", kubeconfig()],
@@ -197,7 +197,7 @@ def _choose(choice: NodeChoice) -> State:
     return State("offline", nodeimage.node_image())
 
 
-def _config(state: State, volumes: Path) -> dict[str, object]:
+def configuration(state: State, volumes: Path) -> dict[str, object]:
     """The kind configuration."""
     mounts = [{"hostPath": str(volumes), "containerPath": "/headrace/volumes"}]
     workers = [

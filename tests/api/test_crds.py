@@ -1,4 +1,4 @@
-"""The kinds as a real API server serves them: defaults, docs, columns, merging, examples."""
+"""The kinds as a real API server serves them: defaults, docs, columns, merging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tests.api.bad_specs import GOOD_JOB, GOOD_SERVICE, merge_patch
 from tests.api.rest import APPLY, MERGE, Rest, path_of
 
 Manifest = dict[str, Any]
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 
@@ -38,11 +37,6 @@ def create(rest: Rest, base: Manifest, name: str, spec: Any = None) -> Manifest:
     answer = rest("POST", path_of(manifest, collection=True), manifest, fieldValidation="Strict")
     assert answer.accepted, answer.message
     return answer.body
-
-
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_example_is_accepted_by_a_strict_server(kubectl: Callable[..., str], path: Path) -> None:
-    kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(path))
 
 
 def test_what_will_happen_is_written_into_the_resource(rest: Rest) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from headrace.api.trainingjob import ClassifierTrainer
 from headrace.training.data import Features, Split, Standardization, epoch_order, load, shard, split
 from headrace.training.errors import ConfigurationError, Interrupted
-from headrace.training.session import Run, session
+from headrace.training.run import Run, session
 
 logger = logging.getLogger(__name__)
 

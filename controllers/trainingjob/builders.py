@@ -15,6 +15,7 @@ from controllers.trainingjob.names import (
     RESTARTS,
     WORKER,
     processes_per_worker,
+    service_name,
     worker_labels,
     worker_name,
 )
@@ -52,7 +53,11 @@ def service(job: TrainingJob) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": job.metadata.name, "namespace": job.metadata.namespace, "labels": labels},
+        "metadata": {
+            "name": service_name(job.metadata.name),
+            "namespace": job.metadata.namespace,
+            "labels": labels,
+        },
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
@@ -108,7 +113,7 @@ def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, re
 
     extra: Manifest = {"restartPolicy": "Never", "hostname": worker_name(job.metadata.name, index)}
     if spec.num_workers > 1:
-        extra["subdomain"] = job.metadata.name
+        extra["subdomain"] = service_name(job.metadata.name)
         if spec.topology.zone_spread == "Spread" and zones:
             extra["topologySpreadConstraints"] = [zone_spread(job, attempt)]
     return {
@@ -256,7 +261,7 @@ def master_address(job: TrainingJob, settings: Settings) -> str:
     name, namespace = job.metadata.name, job.metadata.namespace
     if job.spec.num_workers == 1:
         return "127.0.0.1"
-    return f"{worker_name(name, 0)}.{name}.{namespace}.svc.{settings.cluster_domain}"
+    return f"{worker_name(name, 0)}.{service_name(name)}.{namespace}.svc.{settings.cluster_domain}"
 
 
 def storage_uri(job: TrainingJob, settings: Settings) -> str:

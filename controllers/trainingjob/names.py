@@ -19,6 +19,11 @@ def worker_name(job: str, index: int) -> str:
     return f"{job}-worker-{index}"
 
 
+def service_name(job: str) -> str:
+    """Name of the headless Service; not the job's own, which an InferenceService of the same name takes."""
+    return f"{job}-workers"
+
+
 def worker_labels(job: TrainingJob) -> dict[str, str]:
     """Labels by which all workers of a job are found, whatever their attempt."""
     return {

@@ -58,7 +58,7 @@ def test_three_workers_in_three_zones_reach_what_one_reaches(kube: Kube) -> None
     assert {"Started", "Succeeded"} <= kube.events("three")
 
     kube.delete("trainingjob", "three", "one")
-    wait_for("children are gone", lambda: not pods_of(kube, "three") and not kube.find("service", "three"), seconds=60)
+    wait_for("children are gone", lambda: not pods_of(kube, "three") and not kube.find("service", "three-workers"), seconds=60)
 
 
 def test_a_killed_worker_is_replaced_and_the_run_resumes(kube: Kube) -> None:

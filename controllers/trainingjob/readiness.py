@@ -123,7 +123,7 @@ def _waits_for_volumes(pod: Manifest, run: Run) -> bool:
     scheduled = condition(pod, "PodScheduled")
     if phase(pod) != "Pending" or scheduled is None or scheduled["status"] != "True":
         return False
-    if has_condition(pod, "PodReadyToStartContainers") or any(
+    if not has_condition(pod, "PodReadyToStartContainers", "False") or any(
         (status.get("state") or {}).get("waiting", {}).get("reason") not in ("ContainerCreating", "PodInitializing")
         for status in container_statuses(pod)
     ):

@@ -60,7 +60,9 @@ def explain(pod: Manifest, cluster: Sequence[Manifest], gpu: str | None) -> Prob
     # The whole demand can be met by a node, whoever occupies it now: then it is a matter of what is free.
     if any(all(demand.met(node) for demand in demands) for node in open_nodes):
         return _busy(start, said, scheduler, demands, gpu)
-    nearest = max(open_nodes, key=lambda node: (sum(demand.met(node) for demand in demands), node["metadata"]["name"]))
+    nearest = max(
+        sorted(open_nodes, key=lambda node: str(node["metadata"]["name"])), key=lambda node: _near(node, demands)
+    )
     unmet = [demand for demand in demands if not any(demand.met(node) for node in open_nodes)]
     # Each demand is met by some node, no node meets them all: name what the nearest lacks.
     lacking = unmet or [demand for demand in demands if not demand.met(nearest)]
@@ -74,6 +76,17 @@ def explain(pod: Manifest, cluster: Sequence[Manifest], gpu: str | None) -> Prob
         f"Nearest node: {nearest['metadata']['name']} ({_zone(nearest)}) with {offers}. "
         f"{_remedy(first, gpu, open_nodes)}. {scheduler}",
     )
+
+
+def _near(node: Manifest, demands: Sequence[Demand]) -> tuple[int, int, float]:
+    """How near a node comes: demands met, labels among them, and how much of each resource it has."""
+    met = [demand for demand in demands if demand.met(node)]
+    shares = [
+        min(1.0, parse_quantity(demand.offered(node)) / (parse_quantity(demand.wanted) or 1.0))
+        for demand in demands
+        if demand.is_resource
+    ]
+    return len(met), sum(not demand.is_resource for demand in met), sum(shares)
 
 
 def is_open(node: Manifest, pod: Manifest) -> bool:

@@ -163,6 +163,7 @@ class Manager:
     def _add(self, controller: Controller[Any, Any]) -> None:
         info = controller.resource.info
         store = ObjectStore(ObjectType(info.api_version, info.kind, info.plural, managed_only=False))
+        self._metrics.resources(info.kind, store.all)
         reporter = self._metrics.queue(info.singular)
         queue: KeyedQueue[Key] = KeyedQueue(metrics=reporter)
         reporter.follow(queue.working.values)

@@ -7,12 +7,16 @@ process may have several sets and a test its own.
 from __future__ import annotations
 
 import time
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from controllers.runtime.objects import Manifest
 
 _RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _QUEUE_BUCKETS = (1e-4, 1e-3, 0.01, 0.1, 0.5, 1, 5, 10, 60, 300)
@@ -113,6 +117,8 @@ class Metrics:
             ("name",),
             registry=registry,
         )
+        self._resources = _ResourceCounts()
+        registry.register(self._resources)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -125,6 +131,10 @@ class Metrics:
             self.request_time.labels(method, host).observe(seconds)
 
         return observe
+
+    def resources(self, kind: str, every: Callable[[], Iterable[Manifest]]) -> None:
+        """Count the resources of a kind by their Ready condition, whenever somebody asks; `every` returns them."""
+        self._resources.kinds[kind] = every
 
     def queue(self, name: str) -> QueueReporter:
         """The reporter of the queue of this name."""
@@ -170,3 +180,28 @@ class QueueReporter:
     def retried(self) -> None:
         """A key is to be tried again after a failure."""
         self._retries.inc()
+
+
+class _ResourceCounts:
+    """A collector that looks at the resources when it is asked, so that no reconcile has to keep figures up to date."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, Callable[[], Iterable[Manifest]]] = {}
+
+    def collect(self) -> Iterable[Metric]:
+        """One sample per kind, Ready status and reason."""
+        family = GaugeMetricFamily(
+            "headrace_resources", "Resources by kind and Ready condition", labels=("kind", "ready", "reason")
+        )
+        for kind, every in self.kinds.items():
+            for (status, reason), count in sorted(Counts(map(_ready, every())).items()):
+                family.add_metric((kind, status, reason), count)
+        yield family
+
+
+def _ready(manifest: Manifest) -> tuple[str, str]:
+    """Status and reason of the Ready condition."""
+    for condition in (manifest.get("status") or {}).get("conditions") or ():
+        if condition["type"] == "Ready":
+            return condition["status"], condition["reason"]
+    return "Unknown", ""

@@ -96,6 +96,9 @@ class ProtocolServer:
                 response = await self._infer(request)
             else:
                 response = await self._other(request)
+        except ConnectionError:
+            # The client has gone; the server's connection ends with it.
+            raise
         except Exception:
             log.exception("request failed", extra={"fields": {"path": request.path}})
             response = error(500, "internal error; the server's log has the details")

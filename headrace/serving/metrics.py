@@ -13,16 +13,22 @@ BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 """Seconds."""
 
 
-class Metrics:
-    """The registry of one process.
+def outcome(status: int) -> str:
+    """What an HTTP status means for the caller."""
+    return "ok" if status < 400 else "client_error" if status < 500 else "error"
+
+
+class RouterMetrics:
+    """The registry of a router.
 
     Args:
         service: Name of the service, a label of every figure.
+        replicas: Tells how many replicas are ready.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, replicas: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
-        self.service = service
+        self._service = service
         self._requests = Counter(
             "headrace_inference_requests_total",
             "Inference requests by the step that answered (empty when none did) and the outcome.",
@@ -42,32 +48,66 @@ class Metrics:
             ["service", "from_step", "reason"],
             registry=self.registry,
         )
+        ready = Gauge(
+            "headrace_inference_replicas", "Predictor replicas that are ready.", ["service"], registry=self.registry
+        )
+        ready.labels(service).set_function(replicas)
         self._request_counters: dict[tuple[str, str], Counter] = {}
 
     def request(self, step: str, status: int) -> None:
         """Count a request that `step` answered with `status`; an empty step means that none did."""
-        outcome = "ok" if status < 400 else "client_error" if status < 500 else "error"
-        counter = self._request_counters.get((step, outcome))
+        key = step, outcome(status)
+        counter = self._request_counters.get(key)
         if counter is None:
-            counter = self._requests.labels(self.service, step, outcome)
-            self._request_counters[step, outcome] = counter
+            counter = self._request_counters[key] = self._requests.labels(self._service, *key)
         counter.inc()
 
     def step(self, name: str) -> StepFigures:
         """Where the chain reports one step."""
         return StepFigures(
-            self._seconds.labels(self.service, name),
-            {reason: self._fallbacks.labels(self.service, name, reason.value) for reason in Reason},
+            self._seconds.labels(self._service, name),
+            {reason: self._fallbacks.labels(self._service, name, reason.value) for reason in Reason},
         )
-
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A figure read when it is asked for."""
-        gauge = Gauge(name, text, ["service"], registry=self.registry)
-        gauge.labels(self.service).set_function(read)
 
     def watch(self, steps: Iterable[Guarded]) -> None:
         """Show the state of each step's breaker and its requests in flight."""
-        self.registry.register(_StepGauges(self.service, tuple(steps)))
+        self.registry.register(_StepGauges(self._service, tuple(steps)))
+
+
+class PredictorMetrics:
+    """The registry of a predictor.
+
+    Args:
+        service: Name of the service, a label of every figure.
+        in_flight: Tells how many requests are running and waiting.
+    """
+
+    def __init__(self, service: str, in_flight: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        requests = Counter(
+            "headrace_predictor_requests_total",
+            "Inference requests to a replica by outcome.",
+            ["service", "outcome"],
+            registry=self.registry,
+        )
+        seconds = Histogram(
+            "headrace_predictor_request_seconds",
+            "Time of an inference request in a replica, waiting included.",
+            ["service"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        busy = Gauge(
+            "headrace_predictor_in_flight", "Requests running and waiting.", ["service"], registry=self.registry
+        )
+        busy.labels(service).set_function(in_flight)
+        self._outcomes = {name: requests.labels(service, name) for name in ("ok", "client_error", "error")}
+        self._seconds = seconds.labels(service)
+
+    def request(self, status: int, seconds: float) -> None:
+        """Count a request."""
+        self._outcomes[outcome(status)].inc()
+        self._seconds.observe(seconds)
 
 
 class StepFigures:

@@ -13,7 +13,7 @@ from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer, error, respond
 from headrace.serving.messages import Query, infer
-from headrace.serving.metrics import Metrics
+from headrace.serving.metrics import PredictorMetrics
 from headrace.serving.onnx_model import PLATFORM, OnnxModel
 from headrace.serving.pool import ModelPool, Overloaded
 from headrace.serving.protocol import model_metadata
@@ -23,7 +23,6 @@ from headrace.storage import StorageError
 
 log = logging.getLogger(__name__)
 
-STEP = "predictor"
 LOAD_PATIENCE = 60.0
 """Seconds during which an unreachable store is asked again before the process gives up."""
 RETRY_AFTER = {"Retry-After": "1"}
@@ -55,14 +54,12 @@ class Predictor:
         leaving: Whether the process is on its way out.
     """
 
-    def __init__(self, name: str, pool: ModelPool, metrics: Metrics, leaving: Leaving) -> None:
+    def __init__(self, name: str, pool: ModelPool, metrics: PredictorMetrics, leaving: Leaving) -> None:
         self.model_name = name
         self.model: OnnxModel | None = None
         self._pool = pool
         self._metrics = metrics
-        self._figures = metrics.step(STEP)
         self._leaving = leaving
-        metrics.gauge("headrace_inference_in_flight", "Requests running and waiting.", lambda: pool.in_flight)
 
     @property
     def draining(self) -> bool:
@@ -85,8 +82,7 @@ class Predictor:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         response = await self._infer(query, None if patience is None else begun + patience)
-        self._figures.answered(loop.time() - begun)
-        self._metrics.request(STEP, response.status)
+        self._metrics.request(response.status, loop.time() - begun)
         return response
 
     async def _infer(self, query: Query, deadline: float | None) -> web.Response:
@@ -138,8 +134,8 @@ async def run_predictor(settings: PredictorSettings, leaving: Leaving) -> None:
         StorageError: the store refuses or does not answer.
     """
     cpus = cpu_limit()
-    metrics = Metrics(settings.name)
     pool = ModelPool(cpus, settings.waiting)
+    metrics = PredictorMetrics(settings.name, lambda: pool.in_flight)
     predictor = Predictor(settings.name, pool, metrics, leaving)
 
     async def become_ready() -> None:

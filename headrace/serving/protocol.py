@@ -31,6 +31,8 @@ BINARY_HEADER = "Inference-Header-Content-Length"
 MODEL_VERSION = "1"
 """The one version that is served; a new model is a new rollout."""
 MAX_RANK = 32
+MAX_ELEMENTS = 2**31
+"""Elements of a tensor, where dimensions of size 0 count as 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,10 @@ def _tensor_head(i: int, tensor: Any) -> tuple[str, str, list[int]]:
     shape = tensor.get("shape")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_is_size(size) for size in shape):
         raise RequestError(f"input {name!r}: shape must be a list of sizes such as [1, 64], found {shape!r}")
+    if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+        raise RequestError(
+            f"input {name!r}: shape {shape} is larger than the {MAX_ELEMENTS} elements that a tensor may have"
+        )
     return name, datatype, shape
 
 
@@ -265,7 +271,7 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> No
                     f"{owner!r}; they must agree"
                 )
     if len(inputs) > len(specs):
-        known = {spec.name for spec in specs}
+        known = [spec.name for spec in specs]
         extra = next(name for name in inputs if name not in known)
         raise RequestError(f"input {extra!r} is unknown; the model takes {', '.join(known)}")
 

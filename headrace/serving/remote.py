@@ -44,10 +44,15 @@ SILENCE = 0.45
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """A try without an answer."""
+    """A try without an answer.
+
+    Attributes:
+        understood: The replica read the request and said no, so that it need not be asked again.
+    """
 
     reason: Reason
     message: str
+    understood: bool = False
 
 
 @dataclass(slots=True)
@@ -119,7 +124,7 @@ class RemoteStep:
                         return result
                     failure = result
                 if not tries.running and len(tries.tried) < MAX_TRIES:
-                    self._launch(tries, self._loop.time())
+                    self._launch(tries, self._loop.time(), only_other=failure.understood)
         except asyncio.CancelledError:
             self._blame_silent(tries)
             raise
@@ -178,10 +183,14 @@ class RemoteStep:
             return Reply(status, body)
         if status != 200:
             overloaded = status == 429 or (status == 503 and "retry-after" in headers)
-            return _Failure(Reason.OVERLOADED if overloaded else Reason.ERROR, f"{who}: HTTP {status}: {_text(body)}")
+            return _Failure(
+                Reason.OVERLOADED if overloaded else Reason.ERROR,
+                f"{who}: HTTP {status}: {_text(body)}",
+                understood=True,
+            )
         json_length = headers.get(_BINARY_HEADER)
         if not body.startswith(b"{") or not _fits(json_length, body):
-            return _Failure(Reason.ERROR, f"{who}: the answer is not of the Open Inference Protocol")
+            return _Failure(Reason.ERROR, f"{who}: the answer is not of the Open Inference Protocol", understood=True)
         self._balancer.answered(replica)
         return Reply(status, body, json_length)
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 PERIOD = 1.0
 """Seconds between two looks."""
+DNS_PATIENCE = 1.0
+"""Seconds that a look waits for DNS."""
 PROBE_TIMEOUT = 1.0
 """Seconds for a readiness probe."""
 
@@ -76,6 +78,7 @@ class ReplicaWatch:
         self._lookup = lookup
         self._period = period
         self._dns_failed = False
+        self._asking: asyncio.Future[list[str]] | None = None
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -102,15 +105,18 @@ class ReplicaWatch:
             self._on_change()
 
     async def _refresh(self) -> bool:
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._lookup(self._host, self._port))
+        # A resolver that hangs must not hold up the probes; its answer is taken at a later look.
+        await asyncio.wait({self._asking}, timeout=DNS_PATIENCE)
+        if not self._asking.done():
+            self._dns_trouble("no answer yet")
+            return False
+        asked, self._asking = self._asking, None
         try:
-            addresses = await self._lookup(self._host, self._port)
+            addresses = asked.result()
         except OSError as error:
-            if not self._dns_failed:
-                log.warning(
-                    "DNS failed; the last known replicas are kept",
-                    extra={"fields": {"host": self._host, "reason": str(error)}},
-                )
-            self._dns_failed = True
+            self._dns_trouble(str(error))
             return False
         self._dns_failed = False
         if not addresses and self._balancer.replicas:
@@ -131,6 +137,12 @@ class ReplicaWatch:
             }
             log.info("replicas changed", extra={"fields": fields})
         return bool(came or went)
+
+    def _dns_trouble(self, reason: str) -> None:
+        if not self._dns_failed:
+            fields = {"host": self._host, "reason": reason}
+            log.warning("DNS failed; the last known replicas are kept", extra={"fields": fields})
+        self._dns_failed = True
 
     async def probe(self, replica: Replica) -> Readiness | None:
         """What a replica says of its readiness; None where it says nothing in time."""

@@ -23,7 +23,7 @@ from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer, error, respond
 from headrace.serving.messages import Query
-from headrace.serving.metrics import Metrics
+from headrace.serving.metrics import RouterMetrics
 from headrace.serving.pool import ModelPool
 from headrace.serving.remote import RemoteStep
 from headrace.serving.replicas import PERIOD, ReplicaWatch, Resolve, resolve
@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 CREDENTIALS = Path("/etc/headrace/credentials")
 """Where the Secrets of fallback models are mounted, one folder each."""
+
+
+LOCAL_PATIENCE = 15.0
+"""Seconds after the start during which the router is not ready for want of its fallback models alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +73,20 @@ class Router:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.model_name = spec.name
-        self.metrics = Metrics(spec.name)
         self._leaving = leaving
         self._clock = loop.time
+        self._started = loop.time()
         self._settings = settings
         self._pools: list[ModelPool] = []
         self._locals: list[LocalStep] = []
         self._client = Client(loop)
         self._balancer = Balancer(loop.time)
+        self.metrics = RouterMetrics(spec.name, self._ready_replicas)
         primary = RemoteStep(spec.name, self._client, self._balancer, _seconds(spec.predictor.timeout))
         steps = [self._guard(primary, spec.predictor)]
         steps += [self._guard(self._step(spec, fallback), fallback) for fallback in spec.fallback]
         self._chain = Chain(steps, loop.time)
         self.metrics.watch(steps)
-        self.metrics.gauge(
-            "headrace_inference_replicas",
-            "Predictor replicas that are ready.",
-            lambda: sum(replica.readiness is Readiness.READY for replica in self._balancer.replicas),
-        )
         self._health = Health(steps, loop.time, report)
         self._watch = ReplicaWatch(
             spec.predictor.host,
@@ -111,6 +111,9 @@ class Router:
             breaker = Breaker(options.circuit_breaker, self._clock, changed)
         limit = options.max_concurrency if breaker is not None else 2**31
         return Guarded(step, _seconds(options.timeout), limit, breaker, self.metrics.step(name))
+
+    def _ready_replicas(self) -> float:
+        return sum(replica.readiness is Readiness.READY for replica in self._balancer.replicas)
 
     def _reconsider(self) -> None:
         self._health.update()
@@ -144,7 +147,8 @@ class Router:
         """Why nothing can answer: it is draining, its models have not been tried yet, or every step says why not."""
         if self.draining:
             return "the server is draining"
-        if not all(step.attempted.is_set() for step in self._locals):
+        waiting = self._clock() - self._started < LOCAL_PATIENCE
+        if waiting and not all(step.attempted.is_set() for step in self._locals):
             return "fallback models are being loaded"
         reasons = []
         for guarded in self._chain.steps:

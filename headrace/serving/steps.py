@@ -24,6 +24,9 @@ from headrace.serving.tensors import Array, RequestError, from_json
 
 log = logging.getLogger(__name__)
 
+MAX_REPEATED = 2**24
+"""Elements of one output of a static response: a request may name any number of empty rows."""
+
 
 class LocalStep:
     """A model that runs in the router's own threads.
@@ -105,6 +108,7 @@ class StaticStep:
         self.name = name
         self._model_name = model_name
         self._rows = {tensor.name: _one_row(tensor) for tensor in response.outputs}
+        self._largest = max(row.size for row in self._rows.values())
         self._specs = tuple(
             TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.shape)) for tensor in response.outputs
         )
@@ -113,6 +117,8 @@ class StaticStep:
         try:
             request = decode_request(query.body, query.json_length)
             wanted = select_outputs(request, list(self._rows))
+            if request.rows * self._largest > MAX_REPEATED:
+                raise RequestError(f"{request.rows} rows are too many for one request; send fewer", status=413)
             outputs = [(output, np.repeat(self._rows[output.name], request.rows, axis=0)) for output in wanted]
             body, json_length = encode_response(self._model_name, request, outputs)
         except RequestError as error:

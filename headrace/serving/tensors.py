@@ -35,9 +35,22 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """numpy's type of each datatype of the protocol (BF16 has none)."""
 
 _NAMES: dict[tuple[str, int], str] = {(dtype.kind, dtype.itemsize): name for name, dtype in DTYPES.items()}
-_KINDS = {"b": "booleans", "i": "integers", "u": "integers", "f": "numbers with a fraction", "U": "strings"}
-_WANTED = {"b": "booleans", "i": "integers", "u": "integers", "f": "numbers", "O": "strings"}
-_ACCEPTED = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}
+_WANTED: dict[str, tuple[str, frozenset[type]]] = {
+    "b": ("booleans", frozenset({bool})),
+    "i": ("integers", frozenset({int})),
+    "u": ("integers", frozenset({int})),
+    "f": ("numbers", frozenset({int, float})),
+    "O": ("strings", frozenset({str})),
+}
+"""By numpy's kind: what the values of a JSON list are called, and their types."""
+_FOUND: dict[type, str] = {
+    bool: "booleans",
+    int: "integers",
+    float: "numbers with a fraction",
+    str: "strings",
+    dict: "objects",
+    type(None): "null",
+}
 
 
 class RequestError(Exception):
@@ -74,7 +87,10 @@ def from_json(name: str, datatype: str, shape: list[int], data: Any) -> Array:
         RequestError: the values do not fit the datatype or the shape.
     """
     if not isinstance(data, list):
-        raise RequestError(f"input {name!r}: data is {_json_type(data)}; send a list of values")
+        raise RequestError(f"input {name!r}: data is no list; send a list of values")
+    called, types = _WANTED[DTYPES[datatype].kind]
+    for wrong in _leaf_types(data) - types:
+        raise RequestError(f"input {name!r}: expected {called} for datatype {datatype}, found {_FOUND[wrong]}")
     array = _strings(name, data) if datatype == "BYTES" else _numbers(name, datatype, data)
     count = math.prod(shape)
     if array.size != count:
@@ -92,39 +108,31 @@ def from_json(name: str, datatype: str, shape: list[int], data: Any) -> Array:
 def _numbers(name: str, datatype: str, data: list[Any]) -> Array:
     dtype = DTYPES[datatype]
     try:
-        found = np.array(data)
+        with np.errstate(over="ignore"):
+            array = np.array(data, dtype=dtype)
+    except OverflowError:
+        raise _out_of_range(name, datatype) from None
     except ValueError:
-        raise RequestError(f"input {name!r}: data is a ragged list; rows must have equal length") from None
-    if found.size == 0:
-        return found.astype(dtype)
-    if dtype == DTYPES["UINT64"] and found.dtype.kind == "f" and _all_integers(data):
-        # numpy makes float64 of integers around 2**63, which loses their low bits.
-        try:
-            return np.array(data, dtype=dtype)
-        except OverflowError:
-            raise _out_of_range(name, datatype) from None
-    if found.dtype.kind not in _ACCEPTED[dtype.kind]:
-        raise RequestError(
-            f"input {name!r}: expected {_WANTED[dtype.kind]} for datatype {datatype}, "
-            f"found {_KINDS.get(found.dtype.kind, 'null, objects or mixed values')}"
-        )
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if int(found.min()) < limits.min or int(found.max()) > limits.max:
-            raise _out_of_range(name, datatype)
-    with np.errstate(over="ignore"):
-        array = found.astype(dtype)
+        raise _ragged(name) from None
+    # JSON has no infinity, so an infinite value was a finite one that does not fit.
     if dtype.kind == "f" and not np.isfinite(array).all():
-        if np.isfinite(found).all():
-            raise _out_of_range(name, datatype)
-        raise not_finite(name)
+        raise _out_of_range(name, datatype)
     return array
 
 
-def _all_integers(data: Any) -> bool:
-    if isinstance(data, list):
-        return all(_all_integers(item) for item in data)
-    return isinstance(data, int) and not isinstance(data, bool)
+def _leaf_types(data: list[Any]) -> set[type]:
+    """Types of the values in a nested list; numpy alone would convert some of them silently."""
+    found = set(map(type, data))
+    if list in found:
+        found.remove(list)
+        for item in data:
+            if type(item) is list:
+                found |= _leaf_types(item)
+    return found
+
+
+def _ragged(name: str) -> RequestError:
+    return RequestError(f"input {name!r}: data is a ragged list; rows must have equal length")
 
 
 def _out_of_range(name: str, datatype: str) -> RequestError:
@@ -148,26 +156,14 @@ def _strings(name: str, data: list[Any]) -> Array:
     flat: list[Any] = data
     for width in shape[1:]:
         if not all(isinstance(row, list) and len(row) == width for row in flat):
-            raise RequestError(f"input {name!r}: data is a ragged list; rows must have equal length")
+            raise _ragged(name)
         flat = [item for row in flat for item in row]
     array = np.empty(len(flat), dtype=object)
     for i, item in enumerate(flat):
-        if not isinstance(item, str):
-            raise RequestError(f"input {name!r}: expected strings for datatype BYTES, found {_json_type(item)}")
+        if isinstance(item, list):
+            raise _ragged(name)
         array[i] = item.encode()
     return array.reshape(shape)
-
-
-def _json_type(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "a list" if isinstance(value, list) else "an object"
 
 
 def from_binary(name: str, datatype: str, shape: list[int], data: memoryview) -> Array:

@@ -24,7 +24,7 @@ from controllers.trainingjob.failure import settling
 from controllers.trainingjob.run import Run, is_working, names
 from controllers.trainingjob.scheduling import explain
 
-VOLUMES_AFTER = timedelta(seconds=30)
+VOLUMES_AFTER = timedelta(seconds=20)
 """Time after which a scheduled pod without a sandbox is said to wait for its volumes."""
 STARTING = "Starting"
 """Reason while everything goes its way."""

@@ -6,7 +6,9 @@ once, and the job ends.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -51,21 +53,21 @@ class Cluster:
         """One reconcile on what the caches hold; the process dies after so many writes, its successor lists."""
         view = Observed(self.cached_pods, {item["metadata"]["name"]: item for item in NODES}, NODES)
         todo = plan(with_status(self.job, self.cached_status), view, self.now, SETTINGS)
-        steps = [lambda item=item: self._delete(item.key.name, item.uid) for item in todo.deletes]
-        steps += [lambda item=item: self._create(item.manifest) for item in todo.applies if item.type == POD]
+        steps: list[Callable[[], None]] = [partial(self.delete, item.key.name, item.uid) for item in todo.deletes]
+        steps += [partial(self.create, item.manifest) for item in todo.applies if item.type == POD]
         if todo.status is not None:
-            steps.append(lambda: self._write_status(todo.status))
+            steps.append(partial(self.write_status, todo.status))
         for step in steps[:writes]:
             step()
         if writes < len(steps):
             self.refresh()
 
-    def _delete(self, name: str, uid: str) -> None:
+    def delete(self, name: str, uid: str) -> None:
         found = self.pods.get(name)
         if found is not None and found["metadata"]["uid"] == uid:
             found["metadata"] |= {"deletionTimestamp": self._time(5), "deletionGracePeriodSeconds": 5}
 
-    def _create(self, manifest: Manifest) -> None:
+    def create(self, manifest: Manifest) -> None:
         name = manifest["metadata"]["name"]
         if name in self.pods:
             return  # AlreadyExists
@@ -76,7 +78,7 @@ class Cluster:
         self.pods[name] = made
         self.created.append((name, attempt(made)))
 
-    def _write_status(self, status: Any) -> None:
+    def write_status(self, status: Any) -> None:
         self.status = copy.deepcopy(status)
 
     def _time(self, after: float = 0) -> str:
@@ -177,7 +179,7 @@ class Interleavings(RuleBasedStateMachine):
         if force:
             del self.cluster.pods[item["metadata"]["name"]]
         else:
-            self.cluster._delete(item["metadata"]["name"], item["metadata"]["uid"])
+            self.cluster.delete(item["metadata"]["name"], item["metadata"]["uid"])
 
     @rule(some=st.integers(1, WORKERS))
     def deleted_pods_go(self, some: int) -> None:
@@ -240,12 +242,12 @@ class Interleavings(RuleBasedStateMachine):
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 
 @given(delays=st.lists(st.integers(0, 2), max_size=30))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 def test_a_job_that_nothing_happens_to_takes_one_attempt_however_the_caches_lag(delays: list[int]) -> None:
     cluster = Cluster()
     for turn in range(60):

@@ -75,7 +75,7 @@ def late(of: int) -> Callable[[Manifest], Manifest]:
     return change
 
 
-def test_a_script_whose_config_map_is_missing_is_named_after_half_a_minute() -> None:
+def test_a_script_whose_config_map_is_missing_is_named_when_its_volume_is_late() -> None:
     found = problem(run_of(SCRIPT, three(late(40))))
     assert found is not None
     assert found.reason == "MissingConfigMap"

@@ -18,7 +18,7 @@ CONTROL_PLANE = node(
 PLAIN = [node("node-a", "a"), node("node-b", "b", cpu="8"), CONTROL_PLANE]
 WITH_GPUS = [
     node("node-a", "a"),
-    node("node-g", "g", cpu="16", labels={"nvidia.com/gpu.product": "NVIDIA-L4"}, **{GPU: "2"}),
+    node("node-g", "g", cpu="16", labels={"nvidia.com/gpu.product": "NVIDIA-L4"}, gpus="2"),
 ]
 
 

@@ -114,9 +114,18 @@ def terminating(item: Manifest, asked: float = 1, grace: int = 30) -> Manifest:
 
 
 def node(
-    name: str, zone: str | None = "a", *, ready: str = "True", since: float = 600, taints: Any = (), **offers: Any
+    name: str,
+    zone: str | None = "a",
+    *,
+    ready: str = "True",
+    since: float = 600,
+    taints: Any = (),
+    labels: Any = (),
+    **offers: str,
 ) -> Manifest:
-    labels = dict(offers.pop("labels", {}))
+    labels = dict(labels)
+    if gpus := offers.pop("gpus", None):
+        offers["nvidia.com/gpu"] = gpus
     if zone:
         labels[builders.ZONE] = zone
     return {

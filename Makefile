@@ -10,7 +10,7 @@ RUN := $(UV) run --frozen --no-sync
 PYTEST := $(RUN) python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system cluster images demo test lint unit api e2e bench down
+.PHONY: help setup system cluster images demo test lint unit api image e2e bench down
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,7 +37,7 @@ images: cluster ## this checkout's images, in the nodes of the cluster
 demo: images ## train on three zones, serve, kill the primary, see the fallback answer
 	@$(RUN) python -m cluster.demo
 
-test: lint unit api e2e ## everything
+test: lint unit api image e2e ## everything
 
 lint: setup ## ruff, mypy, import-linter
 	$(RUN) ruff check
@@ -51,6 +51,9 @@ unit: setup ## no network, no cluster
 api: setup ## against a real API server without nodes
 	@$(RUN) python -m cluster.tools kube-apiserver etcd kubectl helm kubeconform > /dev/null
 	$(PYTEST) tests/api
+
+image: setup ## the trainer with PyTorch, inside its image
+	$(RUN) python -m tests.image.run
 
 e2e: images ## against the cluster
 	$(PYTEST) tests/e2e

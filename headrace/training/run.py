@@ -173,10 +173,13 @@ def session(
             try:
                 yield run
                 run.checkpoints.wait()
-            except BaseException:
+            except BaseException as error:
                 run.checkpoints.settle()
                 if reporter is not None:
                     reporter.close(FAILED_REPORT_TIMEOUT)
+                if run.interrupted and isinstance(error, RuntimeError):
+                    # The others were told to stop too, and their leaving broke a collective here.
+                    raise Interrupted from error
                 raise
             if reporter is not None and not reporter.close(FINAL_REPORT_TIMEOUT):
                 logger.warning("the last report could not be sent")

@@ -20,6 +20,7 @@ from typing import Any
 from feed import ResourceFeed
 from health import Health, HealthServer, silent, stalled
 from leader import LeaderElection, LeadershipLost
+from kubernetes.aio.config import ConfigException
 from prometheus_client import CollectorRegistry
 from settings import OperatorSettings
 
@@ -50,10 +51,18 @@ class Operator:
         """Live; returns the exit code."""
         settings = self._settings
         server = HealthServer(self._health, self._registry, settings.host, settings.health_port, settings.metrics_port)
-        await server.start()
+        try:
+            await server.start()
+            connection = await load_connection(settings.kubeconfig)
+        except OSError as error:
+            logger.error("cannot listen for health and metrics, set HEADRACE_HEALTH_PORT and _METRICS_PORT: %s", error)
+            return 1
+        except ConfigException as error:
+            logger.error("no cluster to work on, set HEADRACE_KUBECONFIG or run in a pod: %s", error)
+            await server.stop()
+            return 1
         logger.info("health on port %d, metrics on port %d", server.health_port, server.metrics_port)
         self._handle_signals()
-        connection = await load_connection(settings.kubeconfig)
         observe = self._metrics.observe_requests(connection.server)
         # A client of its own, so that no other request holds up the Lease's.
         lease_client = ApiClient(connection, observe=observe, user_agent="headrace-leader-election")
@@ -103,6 +112,7 @@ class Operator:
         try:
             if not await self._until_stop(*tasks):
                 feeding.cancel()
+                await asyncio.wait({feeding}, timeout=5)
                 await manager.stop()
         except LeadershipLost as error:
             logger.error("stopping: %s", error)

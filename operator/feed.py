@@ -102,6 +102,8 @@ class ResourceFeed:
 
     async def _watch(self) -> None:
         """Run kopf until one of its tasks ends."""
+        kopf_logger = logging.getLogger("kopf")
+        kopf_logger.setLevel(logging.WARNING)  # at INFO it logs every event that it hands over
         session = self._client.session(self._answered)
         registry = kopf.OperatorRegistry()
         for store in self._stores.values():
@@ -120,10 +122,13 @@ class ResourceFeed:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     logger.warning("%s ended: %r", task.get_name(), error)
         finally:
+            kopf_logger.setLevel(logging.ERROR)  # it warns that there was no time for a farewell
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await session.close()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                await session.close()
 
     def _settings(self) -> kopf.OperatorSettings:
         settings = kopf.OperatorSettings()

@@ -19,12 +19,15 @@ import aiohttp
 import orjson
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
+from yarl import URL
 
 from controllers.runtime.objects import Key, ObjectType
 
 APPLY_PATCH: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON: Final = "application/json"
+METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Accept header of a list that leaves out all but the objects' metadata."""
 
 NO_ANSWER: Final = 0
 """Status of an ApiError for a request that got no answer: whether it was carried out is unknown."""
@@ -167,9 +170,11 @@ class ApiClient:
             await self._session.close()
             self._session = None
 
-    async def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """GET as JSON."""
-        return await self.request("GET", path, params=params)
+    async def get(
+        self, path: str, params: Mapping[str, str] | None = None, *, accept: str | None = None
+    ) -> dict[str, Any]:
+        """GET as JSON; `accept` asks for another form of it, such as METADATA_LIST."""
+        return await self.request("GET", path, params=params, accept=accept)
 
     async def request(
         self,
@@ -179,6 +184,7 @@ class ApiClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = JSON,
+        accept: str | None = None,
         seconds: float | None = None,
     ) -> dict[str, Any]:
         """One request, its answer as JSON; `seconds` overrides the client's timeout.
@@ -189,6 +195,8 @@ class ApiClient:
         if self._before_write is not None and method != "GET":
             self._before_write()
         headers = await self._connection.headers()
+        if accept is not None:
+            headers["Accept"] = accept
         data = None
         if body is not None:
             headers["Content-Type"] = content_type
@@ -261,8 +269,12 @@ class ApiClient:
             if status == NO_ANSWER:
                 self._tell("GET", status, started)
 
-    def session(self) -> aiohttp.ClientSession:
-        """A session with the same server's TLS and credentials for a library that brings its own requests; close it."""
+    def session(self, listener: Callable[[URL, int], None]) -> aiohttp.ClientSession:
+        """A session with this server's TLS and credentials, for a library that brings its own requests.
+
+        Args:
+            listener: Told of the URL and status of every answer.
+        """
 
         async def authorize(
             request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -273,6 +285,7 @@ class ApiClient:
             try:
                 response = await handler(request)
                 status = response.status
+                listener(request.url, status)
                 return response
             finally:
                 self._tell(request.method, status, started)

@@ -55,7 +55,7 @@ def parse_quantity(value: str | int | float) -> Decimal:
         raise ValueError(f"{value!r} is no quantity; write it like 500m, 2 or 1Gi")
     number, suffix = match[1], match[2] or ""
     try:
-        if suffix[:1] in ("e", "E") and len(suffix) > 1:
+        if suffix[-1:].isdigit():
             return Decimal(number + suffix)
         return Decimal(number) * _SUFFIXES[suffix]
     except ArithmeticError as error:

@@ -64,6 +64,7 @@ class Listing:
 
     def finish(self, version: int) -> None:
         """The list is complete and shows the state at resourceVersion `version`."""
+        self._store.seen = version
         self._store.drop_missing(self._seen, version)
 
 
@@ -187,7 +188,6 @@ class ObjectStore:
     def drop_missing(self, present: set[Key], version: int) -> None:
         """Remove objects that a list as of `version` does not contain; those known to be newer stay."""
         self._gone.clear()
-        self.seen = version
         for key, entry in tuple(self._entries.items()):
             if key not in present and entry.version <= version:
                 self._remove(key, entry.uid)

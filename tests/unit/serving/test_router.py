@@ -167,8 +167,7 @@ async def test_one_bad_replica_of_two_costs_no_answer(behaviour: fakes.Behaviour
 async def test_a_frozen_replica_costs_one_slow_answer_and_is_asked_again_when_it_thaws() -> None:
     async with fakes.replicas(fakes.stall, fakes.answer) as [frozen, good], running([frozen, good]) as router:
         for _ in range(20):
-            response, _ = await router.infer()
-            assert response.status == 200
+            assert (await router.infer())[0].status == 200
         assert frozen.asked == 1
         frozen.behaviour = fakes.answer
 
@@ -176,6 +175,14 @@ async def test_a_frozen_replica_costs_one_slow_answer_and_is_asked_again_when_it
             return bool((await router.infer())[1]["id"] == frozen.host)
 
         await until(thawed, "the thawed replica is asked again")
+
+
+async def test_a_replica_that_freezes_with_many_requests_on_it_costs_no_answer() -> None:
+    async with fakes.replicas(fakes.stall, fakes.answer) as [frozen, good], running([frozen, good]) as router:
+        answers = await asyncio.gather(*(router.infer() for _ in range(40)))
+        assert frozen.asked > 10
+        assert {response.status for response, _ in answers} == {200}
+        assert {answer["id"] for _, answer in answers} == {good.host}
 
 
 async def test_a_restarted_replica_is_asked_again_without_a_failed_request() -> None:

@@ -70,7 +70,7 @@ class Report:
         self._attempt = attempt
         self._backend = backend
         self._figures: dict[str, int] = {"epoch": 0, "epochs": 0, "step": 0, "steps": 0}
-        self._loss = ""
+        self._loss: Any = None
         self._metrics: dict[str, str] = {}
         self._model_uri = ""
         self._throughput = Throughput()
@@ -83,15 +83,15 @@ class Report:
     def update(
         self,
         figures: Mapping[str, int | None],
-        loss: float | None = None,
+        loss: Any = None,
         samples: float = 0.0,
         metrics: Mapping[str, float] | None = None,
         model_uri: str | None = None,
     ) -> None:
-        """Take new values; None keeps the old one."""
+        """Take new values; None keeps the old one. The loss may be a tensor: its number is read by `content`."""
         self._figures |= {name: int(value) for name, value in figures.items() if value is not None}
         if loss is not None:
-            self._loss = significant(loss, 4)
+            self._loss = loss.detach() if hasattr(loss, "detach") else loss
         if samples:
             self._throughput.add(samples)
         self._metrics |= {name: significant(float(value), 6) for name, value in (metrics or {}).items()}
@@ -103,7 +103,7 @@ class Report:
         progress = Progress(
             **self._figures,
             percent=self._percent(),
-            loss=self._loss,
+            loss="" if self._loss is None else significant(float(self._loss), 4),
             throughput=significant(rate, 3) if rate else "",
             backend=self._backend,
             resumed_from_step=self.resumed_from_step,

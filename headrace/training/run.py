@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -41,6 +42,8 @@ FINAL_REPORT_TIMEOUT = 30.0
 """Seconds for the last report of a finished run, which carries its metrics and the model's URI."""
 FAILED_REPORT_TIMEOUT = 2.0
 """Seconds for the last report of a run that failed."""
+REPORT_RESOLUTION = 0.5
+"""Seconds within which reports of a run are merged: reading a loss from a GPU makes the CPU wait for it."""
 JOINING_GRACE = 0.5
 """Seconds from SIGTERM to the end of the process while it waits for the other workers: there is nothing to save."""
 RUN_FILE = "run.json"
@@ -72,6 +75,7 @@ class Run:
         self._reporter = reporter
         self._interruption = interruption
         self._report = Report(environment.attempt, group.backend)
+        self._reported = -REPORT_RESOLUTION
         folder = None
         if self.storage is not None:
             owner = Owner(environment.run_id, attempt=environment.attempt)
@@ -122,11 +126,17 @@ class Run:
         """
         if self._reporter is not None:
             figures = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps}
-            value = None if loss is None else float(loss)
-            self._report.update(figures, value, samples * self.world_size, metrics, model_uri)
-            self._reporter.report(self._report.content())
+            self._report.update(figures, loss, samples * self.world_size, metrics, model_uri)
+            if time.monotonic() - self._reported >= REPORT_RESOLUTION:
+                self.flush()
         if self.interrupted and not self.checkpoints.due():
             raise Interrupted
+
+    def flush(self) -> None:
+        """Hand what was last said to the reporter now."""
+        if self._reporter is not None:
+            self._reported = time.monotonic()
+            self._reporter.report(self._report.content())
 
     def _begin(self, step: int | None) -> None:
         self._report.resumed_from_step = step
@@ -173,6 +183,7 @@ def session(
             try:
                 yield run
                 run.checkpoints.wait()
+                run.flush()
             except BaseException as error:
                 run.checkpoints.settle()
                 if reporter is not None:

@@ -69,14 +69,14 @@ def load(names: list[str]) -> None:
     if not workers:
         raise ClusterError(f"there is no cluster {kind.name()} to load images into: `headrace cluster up` makes it.")
     with cache.lock(f"images-{kind.name()}"):
-        loaded = _loaded()
+        known = loaded()
         changed: dict[str, str] = {}
         for name in names or RECIPES:
             started = time.monotonic()
             content, built = build(name)
             if built:
                 cache.say(f"      {tag(name)} is built after {time.monotonic() - started:.0f} s")
-            if loaded.get(name) != content:
+            if known.get(name) != content:
                 changed[name] = content
         if not changed:
             cache.say("The nodes have all images of this checkout.")
@@ -86,7 +86,7 @@ def load(names: list[str]) -> None:
         for name in changed:
             registry.push(kind.registry_name(), tag(name))
         registry.pull(workers, [tag(name) for name in changed])
-        _record({**loaded, **changed})
+        _record({**known, **changed})
         cache.say(f"      loaded after {time.monotonic() - started:.0f} s")
 
 
@@ -172,11 +172,11 @@ def _uv() -> str:
     return found
 
 
-def _loaded() -> dict[str, str]:
+def loaded() -> dict[str, str]:
     """Hash by name of the images that were loaded into the cluster as it is now."""
     path = kind.folder() / "images.json"
-    loaded: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    return loaded
+    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    return known
 
 
 def _record(loaded: dict[str, str]) -> None:

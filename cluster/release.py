@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import images
 from cluster.kind import kubeconfig
 from cluster.kubectl import Kube
 from cluster.process import ClusterError
@@ -48,9 +48,13 @@ class Release:
         """kubectl against the same cluster."""
         return Kube(self.kubectl, self.kubeconfig, namespace)
 
-    def install(self, chart: Path = CHART, values: Mapping[str, str] | None = None) -> None:
-        """Install or upgrade, and wait until everything is ready."""
-        sets = [item for key, value in (values or {}).items() for item in ("--set-string", f"{key}={value}")]
+    def install(self, chart: Path = CHART, values: dict[str, str] | None = None) -> None:
+        """Install or upgrade, and wait until everything is ready.
+
+        The operator's pods carry the hash of the image that was loaded, so that a new image under the same tag runs.
+        """
+        image = {"operator.podAnnotations.image": images.loaded().get("operator", "")}
+        sets = [item for key, value in (image | (values or {})).items() for item in ("--set-string", f"{key}={value}")]
         self.run("upgrade", "--install", "headrace", str(chart), "--create-namespace", "--wait", "--timeout=5m", *sets)
 
     def rollback(self) -> None:

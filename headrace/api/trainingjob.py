@@ -34,7 +34,17 @@ RESERVED_ENV = (
     "POD_NAME",
     "POD_NAMESPACE",
     "HEADRACE_JOB",
+    "HEADRACE_RUN_ID",
     "HEADRACE_ATTEMPT",
+    "HEADRACE_CLASSIFIER",
+    "HEADRACE_STORAGE_URI",
+    "HEADRACE_CHECKPOINT_INTERVAL",
+    "HEADRACE_CHECKPOINT_KEEP",
+    "PET_NNODES",
+    "PET_NODE_RANK",
+    "PET_NPROC_PER_NODE",
+    "PET_MASTER_ADDR",
+    "PET_MASTER_PORT",
 )
 """Environment of a worker that the job itself sets."""
 
@@ -275,7 +285,8 @@ class RestartPolicy(Model):
     ),
     Rule(
         f"!has(self.env) || self.env.all(e, !(e.name in [{', '.join(repr(name) for name in RESERVED_ENV)}]))",
-        f"the job itself sets {', '.join(RESERVED_ENV)}: remove them from env",
+        "the job itself sets torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, PET_NNODES, …), POD_NAME, "
+        "POD_NAMESPACE and those of its run (HEADRACE_JOB, HEADRACE_STORAGE_URI, …): remove them from env",
         ".env",
         lambda spec: not {variable.name for variable in spec.env} & set(RESERVED_ENV),
     ),

@@ -14,7 +14,7 @@ from headrace.api import KINDS, Resource
 from headrace.api.crd import crd, openapi
 from headrace.api.schema import Column, KindInfo, Model, Opaque, Quantity, Rule, Scale, list_map, rules
 from headrace.cli import main
-from headrace.cli.crds import manifests
+from headrace.cli.crds import manifests, reference
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = (ROOT / "crds", ROOT / "charts" / "headrace" / "files" / "crds")
@@ -24,6 +24,10 @@ FOLDERS = (ROOT / "crds", ROOT / "charts" / "headrace" / "files" / "crds")
 def test_the_committed_crds_are_what_the_models_say(folder: Path) -> None:
     committed = {path.name: path.read_text() for path in folder.iterdir()}
     assert committed == manifests(), f"run: headrace crds --out {folder.relative_to(ROOT)}"
+
+
+def test_the_page_of_all_fields_is_what_the_models_say() -> None:
+    assert (ROOT / "docs" / "crds.md").read_text() == reference(), "run: headrace crds --docs docs/crds.md"
 
 
 def test_the_command_prints_and_writes_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,14 @@ class Verdict(NamedTuple):
     message: str
 
 
+_LOST_PEER = re.compile(
+    r"connection (was )?(reset|closed|refused|aborted)|broken pipe|\bpeers?\b|remote process|socket timeout|"
+    "timed out waiting|DistNetworkError|DistBackendError|unhandled system error|watchdog",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and the rendezvous store say when another rank went away."""
+
+
 class Exit(NamedTuple):
     """How a container of a failed pod ended."""
 
@@ -64,10 +72,15 @@ class Exit(NamedTuple):
     message: str
     finished: datetime | None
 
-    def order(self) -> tuple[bool, bool, float, bool, int]:
-        """Sort key that puts the root cause first: out of memory, then the earliest, those asked to stop last."""
+    def order(self) -> tuple[bool, bool, bool, float, bool, int]:
+        """Sort key that puts the root cause first.
+
+        Out of memory before all; those asked to stop last, and before them those that only lost a peer, whatever the
+        nodes' clocks say; then the earliest.
+        """
         at = self.finished.timestamp() if self.finished else float("inf")
-        return (self.reason != "OOMKilled", self.code == SIGTERM, at, self.code <= 128, self.rank)
+        lost_peer = _LOST_PEER.search(self.message) is not None
+        return (self.reason != "OOMKilled", self.code == SIGTERM, lost_peer, at, self.code <= 128, self.rank)
 
 
 def judge(run: Run) -> Verdict | None:
@@ -175,6 +188,9 @@ def worker_failed(run: Run) -> Verdict | None:
     if not failures or settling(run) is not None:
         return None
     first = min(failures, key=Exit.order)
+    if first.code == SIGTERM:
+        # All were told to stop: by whom is no longer to be seen, but it was not they themselves.
+        return Verdict(Outcome.LOST, "WorkerInterrupted", f"pod {name_of(first.pod)} was told to stop (SIGTERM)")
     others = [item.pod for item in failures if item.pod is not first.pod]
     also = f"; after it {names(others)} failed too" if others else ""
     pod = name_of(first.pod)

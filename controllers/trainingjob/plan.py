@@ -108,9 +108,10 @@ def clear_away(run: Run) -> Plan:
 def end(run: Run, settings: Settings, verdict: Verdict) -> Plan:
     """The job is over. Workers that still run are removed by the next step, when this is on record."""
     kind = "Normal" if verdict.outcome is Outcome.SUCCEEDED else "Warning"
+    new = status.ended(run, settings, verdict)
     return Plan(
-        status=status.ended(run, settings, verdict),
-        events=[_event(kind, verdict.reason, verdict.message, "Finish")],
+        status=new,
+        events=[*resumed(run, new), _event(kind, verdict.reason, verdict.message, "Finish")],
         requeue_after=AT_ONCE if any(not is_finished(pod) for pod in run.present) else None,
         labels={"attempt": str(run.attempt)},
     )
@@ -184,12 +185,18 @@ def transitions(run: Run, before: TrainingJobStatus | None, new: status.Status) 
             yield _event("Normal", "Running", ready["message"])
         elif ready["reason"] != STARTING:
             yield _event("Warning", ready["reason"], ready["message"])
-    step = new["progress"].get("resumedFromStep")
-    if step is not None and step != earlier.progress.resumed_from_step:
-        yield _event("Normal", "Resumed", f"attempt {run.attempt} resumed from the checkpoint of step {step}")
+    yield from resumed(run, new)
     malformed = now.get("ReportMalformed")
     if malformed is not None and condition_of(earlier, "ReportMalformed") is None:
         yield _event("Warning", "MalformedReport", malformed["message"])
+
+
+def resumed(run: Run, new: status.Status) -> Iterable[Event]:
+    """An Event when this attempt says for the first time where it goes on."""
+    earlier = run.job.status or TrainingJobStatus()
+    step = new["progress"].get("resumedFromStep")
+    if step is not None and step != earlier.progress.resumed_from_step:
+        yield _event("Normal", "Resumed", f"attempt {run.attempt} resumed from the checkpoint of step {step}")
 
 
 def _event(type_: str, reason: str, note: str, action: str = "Reconcile") -> Event:

@@ -110,6 +110,7 @@ def test_an_attempt_goes_on(pods: list[Manifest]) -> None:
             three(lambda item: ended(item, 128, reason="StartError", message="context deadline exceeded")),
             Outcome.OWN_FAULT, "WorkerFailed", "deadline", id="a start that may work next time",
         ),
+        pytest.param(all_ended(143, 143, 143), Outcome.LOST, "WorkerInterrupted", "SIGTERM", id="all told to stop"),
         pytest.param(three(terminating), Outcome.LOST, "WorkerDeleted", "was deleted", id="deleted"),
         pytest.param(
             three(lambda item: terminating(ended(item, 143, at=1), asked=5)), Outcome.LOST, "WorkerDeleted",
@@ -161,7 +162,6 @@ def test_an_attempt_ends(pods: list[Manifest], outcome: Outcome, reason: str, sa
         pytest.param((143, 1, 1), (9, 5, 4), ("", "", ""), 1, id="not one that was asked to stop"),
         pytest.param((1, 1, 137), (9, 8, 4), ("", "", "OOMKilled"), 2, id="out of memory, whatever the clocks say"),
         pytest.param((1, 139, 1), (5, 5, 5), ("", "", ""), 1, id="a crash within the same second"),
-        pytest.param((143, 143, 143), (4, 9, 5), ("", "", ""), 1, id="all asked to stop"),
     ],
 )
 def test_the_root_cause_is_named(
@@ -175,6 +175,27 @@ def test_the_root_cause_is_named(
     assert verdict is not None
     assert f"digits-worker-{cause} " in verdict.message
     assert "failed too" in verdict.message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.244.1.7]:40331",
+        "torch.distributed.DistNetworkError: The client socket has timed out after 60000ms",
+        "torch.distributed.DistBackendError: NCCL error: remote process exited or there was a network error",
+        "BrokenPipeError: [Errno 32] Broken pipe",
+    ],
+)
+def test_who_only_lost_a_peer_is_not_the_cause(said: str) -> None:
+    """Words of gloo, the rendezvous store and NCCL, from reports of their users."""
+    pods = [
+        ended(pod(JOB, 0), 1, at=9, message=said),
+        ended(pod(JOB, 1), 1, at=8, message="ValueError: boom"),
+        ended(pod(JOB, 2), 1, at=9, message=said),
+    ]
+    verdict = judge(run_of(JOB, pods))
+    assert verdict is not None
+    assert "digits-worker-1 ended with exit code 1: ValueError: boom" in verdict.message
 
 
 def test_peers_that_fail_because_a_worker_was_deleted_cost_no_restart() -> None:

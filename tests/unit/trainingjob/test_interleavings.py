@@ -167,7 +167,7 @@ class Interleavings(RuleBasedStateMachine):
         if item is None:
             return
         if code and not item["metadata"].get("deletionTimestamp"):
-            self.cluster.failures.add(attempt(item))
+            (self.cluster.losses if code == 143 else self.cluster.failures).add(attempt(item))
         self.cluster.end(item, code)
 
     @rule(data=st.data(), force=st.booleans())

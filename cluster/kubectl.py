@@ -147,9 +147,10 @@ def wait_for(what: str, look: Callable[[], T | None], *, seconds: float, every: 
     last: object = None
     while True:
         try:
-            last = look()
-            if last:
-                return last  # type: ignore[return-value]
+            found = look()
+            if found:
+                return found
+            last = found
         except ClusterError as error:
             last = error
         if time.monotonic() > deadline:
@@ -171,4 +172,5 @@ def is_true(resource: Manifest | None, kind: str) -> bool:
     if resource is None:
         return False
     item = condition(resource, kind)
-    return item["status"] == "True" and item.get("observedGeneration") == resource["metadata"]["generation"]
+    current: bool = item.get("observedGeneration") == resource["metadata"]["generation"]
+    return current and item["status"] == "True"

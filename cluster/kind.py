@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -238,6 +239,8 @@ def _settle(state: State) -> None:
             _share_volumes()
         state.manifests = digest
         _save(state)
+    # The API calls a node Ready for 40 s after it was stopped; its kubelet knows better.
+    _wait_for("the kubelet of every node", _kubelets_answer)
     _wait_for("every node to be Ready", _nodes_ready)
     rollouts = ["kube-system deployment/coredns", "kube-system daemonset/kube-proxy"]
     rollouts += ["kube-system deployment/metrics-server", "local-path-storage deployment/local-path-provisioner"]
@@ -278,6 +281,15 @@ def _api_answers() -> bool:
     return kubeconfig().exists() and succeeds(
         [tool("kubectl"), "--kubeconfig", kubeconfig(), "get", "--raw=/readyz", "--request-timeout=5s"]
     )
+
+
+def _kubelets_answer() -> bool:
+    def answers(node: Node) -> bool:
+        probe = ["docker", "exec", node.name, "curl", "-sf", "http://localhost:10248/healthz"]
+        return succeeds(probe, env=host.docker_environment())
+
+    with ThreadPoolExecutor() as executor:
+        return all(executor.map(answers, nodes()))
 
 
 def _nodes_ready() -> bool:

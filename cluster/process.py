@@ -75,14 +75,15 @@ def output(command: Sequence[str | Path], *, env: Mapping[str, str] | None = Non
     return done.stdout
 
 
-def succeeds(command: Sequence[str | Path], *, timeout: float = 30.0) -> bool:
-    """Whether `command` exists and ends with 0 inside `timeout` seconds."""
+def succeeds(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, timeout: float = 30.0) -> bool:
+    """Whether `command` exists and ends with 0 inside `timeout` seconds; `env` adds to the environment."""
     try:
         done = subprocess.run(
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
             check=False,
             timeout=timeout,
         )

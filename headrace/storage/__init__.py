@@ -2,6 +2,7 @@
 
 from headrace.storage.credentials import Credentials
 from headrace.storage.errors import AccessDenied, InvalidLocation, NotFound, StorageError, Unreachable
+from headrace.storage.patience import patiently
 from headrace.storage.store import Entry, Store, download
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "Store",
     "Unreachable",
     "download",
+    "patiently",
 ]

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from headrace.storage import StorageError
+from headrace.storage import StorageError, patiently
 from headrace.training.checkpoint_folder import CheckpointFolder, Loaded
 from headrace.training.environment import Environment
 from headrace.training.errors import ConfigurationError
@@ -168,7 +168,7 @@ class Checkpoints:
             header = json.loads(broadcast_bytes(None, self._group.device))
             files = {name: broadcast_bytes(None, self._group.device) for name in header.get("files", [])}
             return Loaded(header["step"], files) if files else None
-        loaded = self._folder.latest() if self._folder is not None else None
+        loaded = patiently(self._folder.latest) if self._folder is not None else None
         header = {"step": loaded.step, "files": list(loaded.files)} if loaded else {}
         broadcast_bytes(json.dumps(header).encode(), self._group.device)
         for content in loaded.files.values() if loaded else ():

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.api.trainingjob import ClassifierTrainer
+from headrace.storage import patiently
 from headrace.training.data import Features, Split, Standardization, epoch_order, load, shard, split
 from headrace.training.errors import ConfigurationError, Interrupted
 from headrace.training.run import Run, session
@@ -83,7 +84,7 @@ class _Material:
 
     @classmethod
     def prepare(cls, trainer: ClassifierTrainer) -> _Material:
-        table = load(trainer.dataset)
+        table = patiently(lambda: load(trainer.dataset))
         data = split(table, trainer.dataset.test_fraction, trainer.seed)
         standardization = Standardization.of(data.train.features)
         inputs = standardization.apply(data.train.features)
@@ -235,9 +236,8 @@ class _Training:
                 "attempt": self._run.environment.attempt,
                 "trainer": self._trainer.manifest(),
             }
-            model_uri = publish(
-                self._run.storage.folder("model"), self._model, standardization, data.test, metrics, facts
-            )
+            folder = self._run.storage.folder("model")
+            model_uri = patiently(lambda: publish(folder, self._model, standardization, data.test, metrics, facts))
             logger.info("the model is at %s", model_uri)
         self._run.report(metrics=metrics, model_uri=model_uri)
         if metrics:

@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.reporting import Reporter, pod_reporter
-from headrace.storage import StorageError, Store
+from headrace.storage import StorageError, Store, patiently
 from headrace.training.checkpoint import Checkpoints
 from headrace.training.checkpoint_folder import CheckpointFolder, Owner
 from headrace.training.environment import Environment
@@ -216,5 +216,5 @@ def _announce(told: Environment) -> Store | None:
     storage = Store.open(told.storage_uri)
     if told.rank == 0:
         facts = {"job": told.job, "runId": told.run_id, "attempt": told.attempt, "workers": told.world_size}
-        storage.write_bytes(RUN_FILE, json.dumps(facts).encode())
+        patiently(lambda: storage.write_bytes(RUN_FILE, json.dumps(facts).encode()))
     return storage

@@ -57,6 +57,7 @@ class Health:
 
     def __init__(self, steps: Sequence[Guarded], clock: Callable[[], float], report: Callable[[Report], None]) -> None:
         self._steps = steps
+        self._primary = next(guarded for guarded in steps if guarded.step.name == PREDICTOR)
         self._clock = clock
         self._report = report
         self._last: Report | None = None
@@ -85,16 +86,16 @@ class Health:
         while True:
             # The first look at the replicas comes before the first report.
             await asyncio.sleep(period)
-            for guarded in self._steps:
-                if guarded.step.name == PREDICTOR:
-                    await self._try_quietly(guarded, probe_primary)
+            await self.try_quietly(probe_primary)
             self.update()
 
-    async def _try_quietly(self, guarded: Guarded, probe: Callable[[], Awaitable[bool]]) -> None:
-        """Trial calls by probe, where the breaker waits for some and no request has come lately."""
+    async def try_quietly(self, probe: Callable[[], Awaitable[bool]]) -> None:
+        """Trial calls of the primary by probe, where its breaker waits for some and no request has come lately."""
+        guarded = self._primary
         breaker = guarded.breaker
         while breaker is not None and breaker.state is not State.CLOSED and self._quiet(guarded):
-            if breaker.state is State.OPEN and not breaker.wait_over:
+            # A trial that cannot succeed would only begin another wait, just when the primary may come back.
+            if guarded.step.unavailable or (breaker.state is State.OPEN and not breaker.wait_over):
                 return
             permit = breaker.try_acquire()
             if permit is None:

@@ -30,6 +30,7 @@ from controllers.trainingjob.run import Run, names
 SETTLING = timedelta(seconds=3)
 """After the first failure of a group, time for the others' ends to be told, so that the cause is among them."""
 EX_CONFIG = 78
+SIGKILL = 128 + 9
 SIGTERM = 128 + 15
 
 
@@ -199,6 +200,8 @@ def worker_failed(run: Run) -> Verdict | None:
         was = f"resources.limits.memory, which is {limit}" if limit is not None else "resources.limits.memory (not set)"
         return Verdict(Outcome.OWN_FAULT, "OutOfMemory", f"pod {pod} ran out of memory; raise {was}{also}")
     said = f": {first.message}" if first.message else ""
+    if first.code == SIGKILL:
+        said += "; it was killed, perhaps by the kernel for want of memory: see resources.limits.memory"
     if first.container != WORKER:
         return Verdict(
             Outcome.OWN_FAULT,

@@ -17,7 +17,7 @@ from controllers.runtime.settings import Settings
 from controllers.trainingjob import builders, status
 from controllers.trainingjob.failure import COUNTED, Outcome, Verdict, judge
 from controllers.trainingjob.observed import Observed
-from controllers.trainingjob.readiness import STARTING, look_again
+from controllers.trainingjob.readiness import STARTING, UNDECIDED, look_again
 from controllers.trainingjob.run import Run, condition_of, is_true
 from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
 
@@ -176,14 +176,16 @@ def transitions(run: Run, before: TrainingJobStatus | None, new: status.Status) 
     """Events for what the new status says and the one before did not."""
     earlier = before or TrainingJobStatus()
     if earlier.attempt < run.attempt or is_true(earlier, "Restarting"):
-        yield _event("Normal", "Started", f"attempt {run.attempt} starts with {len(run.workers)} workers", "Start")
+        yield _event(
+            "Normal", "Started", f"attempt {run.attempt} starts with {status.workers(len(run.workers))}", "Start"
+        )
     now = {item["type"]: item for item in new["conditions"]}
     was = condition_of(earlier, "Ready")
     ready = now["Ready"]
     if was is None or (was.status, was.reason) != (ready["status"], ready["reason"]):
         if ready["status"] == "True":
             yield _event("Normal", "Running", ready["message"])
-        elif ready["reason"] != STARTING:
+        elif ready["reason"] not in (STARTING, UNDECIDED):
             yield _event("Warning", ready["reason"], ready["message"])
     yield from resumed(run, new)
     malformed = now.get("ReportMalformed")

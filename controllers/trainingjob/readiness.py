@@ -28,6 +28,8 @@ VOLUMES_AFTER = timedelta(seconds=20)
 """Time after which a scheduled pod without a sandbox is said to wait for its volumes."""
 STARTING = "Starting"
 """Reason while everything goes its way."""
+UNDECIDED = "WorkerNotReady"
+"""Reason between the first sign that a worker is not well and the verdict on its attempt."""
 
 
 def problem(run: Run) -> Problem | None:
@@ -90,7 +92,7 @@ def worker_is_unwell(run: Run) -> Problem | None:
     unwell = [pod for pod in run.present if not is_working(pod)]
     if not unwell:
         return None
-    return Problem("WorkerNotReady", f"{names(unwell)} not ready")
+    return Problem(UNDECIDED, f"{names(unwell)} not ready; whether the attempt goes on is decided within seconds")
 
 
 RULES: tuple[Callable[[Run], Problem | None], ...] = (

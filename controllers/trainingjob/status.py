@@ -35,7 +35,7 @@ def going_on(run: Run, settings: Settings) -> Status:
     before = run.job.status or TrainingJobStatus()
     trouble = problem(run)
     wanted = [
-        Wanted("Ready", True, "Running", f"{_workers(len(run.workers))} running")
+        Wanted("Ready", True, "Running", f"{workers(len(run.workers))} running")
         if trouble is None
         else Wanted("Ready", False, trouble.reason, trouble.message),
         _scheduled(run),
@@ -175,7 +175,7 @@ def _scheduled(run: Run) -> Wanted:
     if run.complete or all(pod is not None and node_of(pod) for pod in run.workers):
         zones = sorted({place.zone for place in _places(run)} - {""})
         where = f"in zone{'s' if len(zones) > 1 else ''} {', '.join(zones)}" if zones else "on nodes without zones"
-        return Wanted("Scheduled", True, "AllScheduled", f"{_workers(len(run.workers))} {where}")
+        return Wanted("Scheduled", True, "AllScheduled", f"{workers(len(run.workers))} {where}")
     found = worker_is_unschedulable(run)
     if found is not None:
         return Wanted("Scheduled", False, found.reason, found.message)
@@ -236,7 +236,8 @@ def _whole_seconds(at: datetime) -> datetime:
     return at.replace(microsecond=0)
 
 
-def _workers(count: int) -> str:
+def workers(count: int) -> str:
+    """So many workers, in words."""
     return "1 worker" if count == 1 else f"{count} workers"
 
 

@@ -91,6 +91,10 @@ def test_an_attempt_goes_on(pods: list[Manifest]) -> None:
             "raise resources.limits.memory, which is 512Mi", id="out of memory",
         ),
         pytest.param(
+            three(lambda item: ended(item, 137, at=4)), Outcome.OWN_FAULT, "WorkerFailed",
+            "perhaps by the kernel for want of memory", id="killed, and containerd did not say why",
+        ),
+        pytest.param(
             three(lambda item: ended(item, 128, container="clone", message="fatal: unable to access", at=4)),
             Outcome.OWN_FAULT, "ScriptNotCloned", "fatal: unable to access", id="git unreachable",
         ),

@@ -42,7 +42,7 @@ test: lint unit api image e2e ## everything
 lint: setup ## ruff, mypy, import-linter
 	$(RUN) ruff check
 	$(RUN) ruff format --check
-	$(RUN) mypy headrace controllers cluster tests benchmarks
+	$(RUN) mypy headrace controllers operator cluster tests benchmarks
 	$(RUN) lint-imports
 
 unit: setup ## no network, no cluster

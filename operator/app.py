@@ -19,8 +19,8 @@ from typing import Any
 
 from feed import ResourceFeed
 from health import Health, HealthServer, silent, stalled
-from leader import LeaderElection, LeadershipLost
 from kubernetes.aio.config import ConfigException
+from leader import LeaderElection, LeadershipLost
 from prometheus_client import CollectorRegistry
 from settings import OperatorSettings
 

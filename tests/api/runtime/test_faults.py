@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ async def test_what_happened_while_the_watch_was_cut_is_noticed(
         for name in ("stays", "goes"):
             space.create(name, pods=1)
         for name in ("stays", "goes"):
-            await eventually(lambda name=name: space.is_ready(name), "Ready")
+            await eventually(partial(space.is_ready, name), "Ready")
         await run.settle()
         run.proxy.refuse = 503
         run.proxy.cut_watches()
@@ -152,10 +153,14 @@ async def test_a_server_that_is_down_is_waited_for(plane: ControlPlane, space: S
         for status in (500, 429, 410, 404):
             run.proxy.refuse = status
             seen = len(run.proxy.calls)
-            await eventually(lambda seen=seen: len(run.proxy.calls) > seen + 1, f"attempts in spite of {status}")
+            await eventually(partial(_called, run.proxy, seen + 2), f"attempts in spite of {status}")
         assert not run.manager.ready.is_set()
         run.proxy.refuse = 0
         await eventually(lambda: space.is_ready("w"), "Ready", 60.0)
+
+
+def _called(proxy: Proxy, times: int) -> bool:
+    return len(proxy.calls) >= times
 
 
 def _expire_once(proxy: Proxy) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -45,7 +46,7 @@ async def test_looking_again_writes_nothing_and_neither_does_a_new_process(plane
         for name in "abc":
             space.create(name, pods=1)
         for name in "abc":
-            await eventually(lambda name=name: space.is_ready(name), "Ready")
+            await eventually(partial(space.is_ready, name), "Ready")
         await first.settle()
         before = len(first.proxy.writes())
         await first.look_again()

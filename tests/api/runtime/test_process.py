@@ -1,0 +1,229 @@
+"""The operator as a process: one leads, another takes over, an idle one writes nothing, health tells the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cluster.controlplane import ControlPlane, free_ports
+from tests.api.rest import Rest
+from tests.api.runtime.conftest import Space, wait_until
+
+PROGRAM = Path(__file__).parent / "operator_process.py"
+SYSTEM = "operator-system"
+
+
+@dataclass
+class Process:
+    """One operator process of the toy kind."""
+
+    process: subprocess.Popen[bytes]
+    health_port: int
+    metrics_port: int
+    log: Path
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of an endpoint; (0, "") when nobody answers."""
+        port = self.metrics_port if path == "/metrics" else self.health_port
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric over its labels."""
+        lines = self.get("/metrics")[1].splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
+    def leads(self) -> bool:
+        """Whether it says so."""
+        return self.metric("leader_election_master_status") == 1
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+
+@contextmanager
+def operator(
+    plane: ControlPlane, folder: Path, name: str, *, kubeconfig: Path | None = None, **extra: str
+) -> Iterator[Process]:
+    """A running process; `extra` are HEADRACE_* variables."""
+    health, metrics = free_ports(2)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")} | {
+        "KUBECONFIG": str(kubeconfig or plane.kubeconfig),
+        "POD_NAME": name,
+        "POD_NAMESPACE": SYSTEM,
+        "HEADRACE_HOST": "127.0.0.1",
+        "HEADRACE_HEALTH_PORT": str(health),
+        "HEADRACE_METRICS_PORT": str(metrics),
+        **{f"HEADRACE_{key.upper()}": value for key, value in extra.items()},
+    }
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, str(PROGRAM)], env=environment, stdout=output, stderr=output)
+    try:
+        yield Process(process, health, metrics, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def system(plane: ControlPlane) -> None:
+    """The namespace of the Leases."""
+    Rest(plane.kubeconfig)("POST", "/api/v1/namespaces", {"metadata": {"name": SYSTEM}})
+
+
+def audit(plane: ControlPlane, since: int) -> tuple[Counter[tuple[str, str]], int]:
+    """Writes of the operator from byte `since` of the audit log on, by verb and resource, and the log's length."""
+    assert plane.audit_log is not None
+    writes: Counter[tuple[str, str]] = Counter()
+    with plane.audit_log.open("rb") as file:
+        file.seek(since)
+        for line in file:
+            event = json.loads(line)
+            agent, verb = event.get("userAgent", ""), event["verb"]
+            if agent.startswith("headrace") and verb not in ("get", "list", "watch"):
+                writes[verb, event.get("objectRef", {}).get("resource", "")] += 1
+        return writes, file.tell()
+
+
+def test_an_idle_operator_writes_its_lease_and_nothing_else(plane: ControlPlane, space: Space, tmp_path: Path) -> None:
+    for number in range(20):
+        space.create(f"w-{number}", pods=2)
+    with operator(plane, tmp_path, "idle", lease_name="idle", resync="1") as process:
+        for number in range(20):
+            wait_until(partial(space.is_ready, f"w-{number}"), f"w-{number} is Ready")
+        wait_until(lambda: len(space.events()) >= 20, "the Events")
+        _, begin = audit(plane, 0)
+        looks = process.metric("controller_runtime_reconcile_total")
+        # Every resource is looked at several times by the resync, which is every second here.
+        wait_until(lambda: process.metric("controller_runtime_reconcile_total") > looks + 60, "three looks at each")
+        writes, _ = audit(plane, begin)
+        assert set(writes) == {("update", "leases")}
+        assert process.get("/livez") == (200, "ok\n")
+        # A process that starts on a cluster where all is well has nothing to write either.
+        _, begin = audit(plane, 0)
+    with operator(plane, tmp_path, "again", lease_name="again") as process:
+        wait_until(lambda: process.metric("controller_runtime_reconcile_total") >= 20, "a look at each")
+        writes, _ = audit(plane, begin)
+        assert {verb_and_resource for verb_and_resource in writes if verb_and_resource[1] != "leases"} == set()
+
+
+def test_the_standby_takes_over_from_a_leader_that_stops_hangs_or_is_killed(
+    plane: ControlPlane, space: Space, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(operator(plane, tmp_path, name, lease_name="failover")) for name in ("a", "b", "c", "d")
+        ]
+        leader = follow(processes, 60)
+        wait_until(lambda: all(process.get("/readyz")[0] == 200 for process in processes), "all are ready", 60)
+        assert sum(process.leads() for process in processes) == 1
+        space.create("first", pods=2)
+        wait_until(lambda: space.is_ready("first"), "the leader works")
+
+        # In good order: the Lease is given back, the exit code is 0, the next one leads within a retry period (2.4 s).
+        leader.send(signal.SIGTERM)
+        assert leader.process.wait(15) == 0
+        processes.remove(leader)
+        leader = follow(processes, 5)
+        wait_until(lambda: leader.get("/readyz")[0] == 200, "it is ready")
+
+        # Hanging: another one leads before 20 s.
+        leader.send(signal.SIGSTOP)
+        processes.remove(leader)
+        hung, leader = leader, follow(processes, 20)
+        space.create("second", pods=1)
+        wait_until(lambda: space.is_ready("second"), "it works")
+
+        # When the hung one goes on, it ends, and writes nothing more.
+        _, begin = audit(plane, 0)
+        hung.send(signal.SIGCONT)
+        assert hung.process.wait(15) == 1
+        assert "was not renewed" in hung.log.read_text()
+        writes, _ = audit(plane, begin)
+        assert set(writes) <= {("update", "leases")}
+
+        # Killed: the last one leads before 20 s, and does what was left to do.
+        leader.send(signal.SIGKILL)
+        processes.remove(leader)
+        space.delete("pods", "first-1-1")
+        follow(processes, 20)
+        wait_until(lambda: space.pods() == ["first-2-0", "first-2-1", "second-1-0"], "the group is replaced")
+
+
+def follow(candidates: list[Process], seconds: float) -> Process:
+    """The candidate that leads, at the latest after this time."""
+    leaders: list[Process] = []
+
+    def look() -> bool:
+        leaders[:] = [process for process in candidates if process.leads()]
+        return bool(leaders)
+
+    wait_until(look, "somebody leads", seconds)
+    return leaders[0]
+
+
+def test_resources_that_went_while_kopf_did_not_look_are_dropped(
+    plane: ControlPlane, space: Space, tmp_path: Path
+) -> None:
+    """kopf says nothing of what a new list lacks; the operator notices."""
+    with operator(plane, tmp_path, "relist", lease_name="relist", log_level="debug") as process:
+        space.create("goes")
+        wait_until(lambda: space.is_ready("goes"), "Ready")
+        process.send(signal.SIGSTOP)
+        space.delete("widgets", "goes")
+        space.delete("configmaps", "goes")
+        # Without its etcd history the API server can only answer 410 to the version that the watch knows.
+        plane.stop_api_server()
+        compact(plane)
+        plane.start_api_server()
+        process.send(signal.SIGCONT)
+        space.create("comes")
+        wait_until(lambda: space.is_ready("comes"), "it works on", 40)
+        # The children's list may have come before the owners'; what was made for the owner that is gone is the garbage
+        # collector's, which is not here. Once that is gone nobody makes it again.
+        if space.get("configmaps", "goes") is not None:
+            space.delete("configmaps", "goes")
+        for name in ("one", "two"):
+            space.create(name)
+            wait_until(partial(space.is_ready, name), "it works on")
+        assert space.get("configmaps", "goes") is None
+
+
+def compact(plane: ControlPlane) -> None:
+    """Have etcd forget all history up to now."""
+    url = plane._etcd_url
+
+    def call(path: str, body: dict[str, object]) -> dict[str, dict[str, str]]:
+        request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=10) as response:
+            answer: dict[str, dict[str, str]] = json.load(response)
+            return answer
+
+    revision = call("/v3/kv/range", {"key": "AA=="})["header"]["revision"]
+    call("/v3/kv/compaction", {"revision": revision, "physical": True})
+
+
+def test_without_a_cluster_it_says_what_to_set(plane: ControlPlane, tmp_path: Path) -> None:
+    with operator(plane, tmp_path, "lost", kubeconfig=tmp_path / "missing") as process:
+        assert process.process.wait(60) == 1
+        assert "set HEADRACE_KUBECONFIG" in process.log.read_text()

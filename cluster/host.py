@@ -317,7 +317,8 @@ def _remove_network_traces(state: HostState) -> list[str]:
 
 
 def _links() -> list[str]:
-    return sorted(path.name for path in Path("/sys/class/net").iterdir())
+    """Network interfaces of this network namespace; /sys may show those of another."""
+    return sorted(line.split(": ")[1].split("@")[0] for line in output(["ip", "-o", "link"]).splitlines())
 
 
 def _read_setting(name: str) -> str | None:

@@ -237,6 +237,9 @@ def _settle(state: State) -> None:
             kubectl("apply", "-f", MANIFESTS / "storage.yaml", "-f", MANIFESTS / "kube-router.yaml")
         else:
             _share_volumes()
+        # Like metrics-server and the provisioner: what all zones need does not go down with one of them.
+        selector = {"spec": {"template": {"spec": {"nodeSelector": {"node-role.kubernetes.io/control-plane": ""}}}}}
+        kubectl("patch", "deployment", "coredns", "-n", "kube-system", "--patch", json.dumps(selector))
         state.manifests = digest
         _save(state)
     # The API calls a node Ready for 40 s after it was stopped; its kubelet knows better.

@@ -57,6 +57,9 @@ class Stage:
         found = (item for item in self.status(name).get("conditions", []) if item["type"] == type_)
         return next(found, {"status": "", "reason": "", "message": ""})
 
+    def pod(self, name: str) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+
     def pods(self) -> dict[str, Manifest]:
         items = self.rest("GET", f"/api/v1/namespaces/{self.namespace}/pods").body["items"]
         return {item["metadata"]["name"]: item for item in items}
@@ -65,14 +68,14 @@ class Stage:
         return sorted(pod["metadata"]["labels"]["headrace.dev/attempt"] for pod in self.pods().values())
 
     def patch(self, pod: str, body: Manifest, *, part: str = "") -> None:
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}{part}"
+        path = f"{self.pod(pod)}{part}"
         answer = self.rest("PATCH", path, body, content_type=STRATEGIC if part else MERGE)
         assert answer.accepted, answer
 
     def run(self, pod: str, node: str = "node-a") -> None:
         """Schedule a pod and start its container."""
         binding = {"metadata": {"name": pod}, "target": {"kind": "Node", "name": node}}
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/binding"
+        path = f"{self.pod(pod)}/binding"
         assert self.rest("POST", path, {"apiVersion": "v1", "kind": "Binding", **binding}).accepted
         state = {"running": {"startedAt": now()}}
         self._status(pod, "Running", "True", state)
@@ -92,8 +95,7 @@ class Stage:
         """The kubelets confirm what is deleted."""
         for name, pod in self.pods().items():
             if pod["metadata"].get("deletionTimestamp"):
-                path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
-                self.rest("DELETE", path, {"gracePeriodSeconds": 0})
+                self.rest("DELETE", self.pod(name), {"gracePeriodSeconds": 0})
 
     def report(self, pod: str, **content: Any) -> None:
         self.patch(pod, {"metadata": {"annotations": {REPORT: json.dumps(content)}}})
@@ -206,7 +208,7 @@ async def test_a_successor_finds_a_deleted_worker_and_counts_nothing(control_pla
     async with operator(control_plane):
         stage.create("digits", restartPolicy={"maxRestarts": 0})
         workers = await started(stage, "digits", 1)
-    stage.rest("DELETE", f"/api/v1/namespaces/{stage.namespace}/pods/{workers[2]}", {"gracePeriodSeconds": 0})
+    stage.rest("DELETE", stage.pod(workers[2]), {"gracePeriodSeconds": 0})
     stage.end(workers[0], 1, "connection reset by peer")
     async with operator(control_plane):
         await until(lambda: stage.status("digits")["attempt"] == 2, "the next attempt")
@@ -228,6 +230,35 @@ async def test_the_limit_ends_the_job_and_stops_its_workers(control_plane: Path,
             ),
             "the others are stopped, the failed one keeps its log",
         )
+
+
+async def test_a_lost_node_is_not_waited_for(control_plane: Path, stage: Stage) -> None:
+    def node(status: str) -> None:
+        body = {"status": {"conditions": [{"type": "Ready", "status": status, "reason": "NodeStatusUnknown"}]}}
+        assert stage.rest("PATCH", "/api/v1/nodes/node-c/status", body, content_type=STRATEGIC).accepted
+
+    async with operator(control_plane):
+        stage.create("digits")
+        workers = await started(stage, "digits", 1)
+        try:
+            # What the node lifecycle controller does 40 s after a node's last word; the kubelet there confirms nothing.
+            node("Unknown")
+            lost = {"conditions": [{"type": "Ready", "status": "False", "reason": "NodeNotReady"}]}
+            stage.patch(workers[2], {"status": lost}, part="/status")
+
+            def replaced() -> bool:
+                pods = stage.pods()
+                for name in workers[:2]:
+                    if "deletionTimestamp" in pods.get(name, {"metadata": {}})["metadata"]:
+                        stage.rest("DELETE", stage.pod(name), {"gracePeriodSeconds": 0})
+                return stage.attempts() == ["2"] * 3
+
+            await until(replaced, "all three are replaced, with no word from the kubelet of the lost node")
+        finally:
+            node("True")
+        await started(stage, "digits", 2)
+        assert stage.status("digits")["restarts"] == 0
+        assert any("node-c is not ready" in note for note in stage.notes())
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ async def measure(rounds: int) -> dict[str, object]:
         "benchmark": "serving_router",
         "rounds": rounds,
         "requests_per_way": rounds * REQUESTS,
+        "p5_ms": {way: milliseconds(found, 0.05) for way, found in latencies.items()},
         "p50_ms": p50,
         "p99_ms": {way: milliseconds(found, 0.99) for way, found in latencies.items()},
         "router_adds_p50_ms": round(p50["router"] - p50["direct"], 3),

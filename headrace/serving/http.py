@@ -129,6 +129,9 @@ class ProtocolServer:
         try:
             if (request.content_length or 0) > self._max_body:
                 raise web.HTTPRequestEntityTooLarge(self._max_body, request.content_length or 0)
+            if request.content.is_eof():
+                # It came with the head, as most do: no timer is needed.
+                return await request.read()
             async with asyncio.timeout(self._body_timeout):
                 return await request.read()
         except web.HTTPRequestEntityTooLarge:

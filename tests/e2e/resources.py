@@ -33,7 +33,7 @@ def training_job(name: str, *, workers: int = 3, epochs: int = 20, **spec: Any) 
 
 SLOW_SCRIPT = textwrap.dedent(
     """\
-    \"\"\"Averages a tensor over all workers once per step, slowly, and checkpoints: a run long enough to be hurt.\"\"\"
+    # Averages a tensor over all workers once per step, slowly, with checkpoints: a run long enough to be hurt.
     import os, time
     import torch
     import torch.distributed as dist
@@ -41,19 +41,23 @@ SLOW_SCRIPT = textwrap.dedent(
 
     steps = int(os.environ["STEPS"])
     with session() as run:
-        weights = {"w": torch.zeros(4)}
-        state = run.checkpoints.load(weights)
-        step = state["step"] if state else 0
-        while step < steps:
-            gradient = torch.full((4,), float(run.rank + 1))
-            dist.all_reduce(gradient)
-            weights["w"] += gradient
-            step += 1
-            run.report(step=step, steps=steps, loss=1.0 / step)
-            run.checkpoints.save(weights, {"step": step})
-            time.sleep(float(os.environ["STEP_SECONDS"]))
-        expected = steps * sum(range(1, run.world_size + 1))
-        assert weights["w"].tolist() == [expected] * 4, (weights, expected)
+        total = torch.nn.Linear(4, 1, bias=False)
+        with torch.no_grad():
+            total.weight.zero_()
+            state = run.checkpoints.restore({"total": total})
+            step = state["step"] if state else 0
+            while step < steps:
+                part = torch.full((1, 4), float(run.rank + 1))
+                dist.all_reduce(part)
+                total.weight += part
+                step += 1
+                if run.checkpoints.due():
+                    run.checkpoints.save(step, {"total": total})
+                run.report(step=step, steps=steps, loss=1.0 / step, samples=1)
+                time.sleep(float(os.environ["STEP_SECONDS"]))
+        expected = float(steps * sum(range(1, run.world_size + 1)))
+        found = total.weight.flatten().tolist()
+        assert found == [expected] * 4, f"{found} instead of {expected}"
         print(f"sum {expected} as one uninterrupted run gives", flush=True)
     """
 )

@@ -69,7 +69,7 @@ class Workers:
             self.logs.append(log)
         return self
 
-    def wait(self, timeout: float = 120) -> list[int]:
+    def wait(self, timeout: float = 200) -> list[int]:
         """Exit codes in order of rank; what still runs after `timeout` seconds is killed and fails the test."""
         deadline = time.monotonic() + timeout
         try:
@@ -88,7 +88,7 @@ class Workers:
         """Send a signal to one worker."""
         self.processes[rank].send_signal(number)
 
-    def until(self, condition: Callable[[], bool], timeout: float = 90) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 150) -> None:
         """Wait for the condition while all workers run."""
         deadline = time.monotonic() + timeout
         while not condition():

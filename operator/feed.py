@@ -77,9 +77,12 @@ class ResourceFeed:
         """Feed the stores until cancelled."""
         sweeping = asyncio.create_task(self._sweep(), name="sweep")
         try:
-            for failures in itertools.count(1):
+            failures = 0
+            while True:
                 await self._wait_served()
+                started = time.monotonic()
                 await self._watch()
+                failures = 1 if time.monotonic() - started > WATCH_SECONDS else failures + 1
                 delay = self._backoff.delay(failures)
                 logger.warning("kopf's watchers ended, starting them again in %.1f s", delay)
                 await asyncio.sleep(delay)

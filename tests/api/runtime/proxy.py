@@ -108,7 +108,11 @@ class Proxy:
                 return _status(410, "Expired", "too old resource version")
             return await self._stream(request, path, headers)
         async with self._session.request(
-            request.method, self._server + path, params=request.query, data=await request.read(), headers=headers
+            request.method,
+            self._server + path,
+            params=request.query,
+            data=await request.read() or None,
+            headers=headers,
         ) as answer:
             body = await answer.read()
             if fault == "hangs":
@@ -156,6 +160,19 @@ async def proxy(kubeconfig: Path, namespace: str) -> AsyncIterator[Proxy]:
     finally:
         await instance._session.close()
         await runner.cleanup()
+
+
+def expire_once(proxy: Proxy) -> Callable[[int, Call], Fault | None]:
+    """Every path's next watch is answered 410 Gone."""
+    expired: set[str] = set()
+
+    def fault(_: int, call: Call) -> Fault | None:
+        if call.watch and call.path not in expired:
+            expired.add(call.path)
+            proxy.gone = True
+        return None
+
+    return fault
 
 
 def _status(code: int, reason: str, message: str) -> web.Response:

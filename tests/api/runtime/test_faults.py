@@ -10,7 +10,7 @@ import pytest
 
 from cluster.controlplane import ControlPlane
 from tests.api.runtime.conftest import Space, eventually, new_space, running
-from tests.api.runtime.proxy import Call, Fault, Proxy
+from tests.api.runtime.proxy import Call, Fault, Proxy, expire_once
 from tests.api.runtime.toy import Widget
 
 PATIENCE = 1.0
@@ -128,7 +128,7 @@ async def test_what_happened_while_the_watch_was_cut_is_noticed(
         space.delete("widgets", "goes")
         space.delete("configmaps", "goes")
         if expired:
-            run.proxy.fault_of = _expire_once(run.proxy)
+            run.proxy.fault_of = expire_once(run.proxy)
         run.proxy.refuse = 0
         await eventually(lambda: space.get("configmaps", "stays") is not None, "the child that was lost", 40.0)
         await run.settle()
@@ -161,15 +161,3 @@ async def test_a_server_that_is_down_is_waited_for(plane: ControlPlane, space: S
 
 def _called(proxy: Proxy, times: int) -> bool:
     return len(proxy.calls) >= times
-
-
-def _expire_once(proxy: Proxy) -> Any:
-    """Every path's next watch is answered 410 Gone."""
-    expired: set[str] = set()
-
-    def fault(_: int, call: Call) -> None:
-        if call.watch and call.path not in expired:
-            expired.add(call.path)
-            proxy.gone = True
-
-    return fault

@@ -139,7 +139,7 @@ class Applier:
         except ApiError as error:
             if error.status == 404 or (error.status == 409 and "uid" in error.message.lower()):
                 raise Gone from error
-            raise _typed(error, f"the status of {_name(resource)}") from error
+            raise typed_error(error, f"the status of {_name(resource)}") from error
         # The server may add defaults to what we sent; that is then not a difference either.
         made = answer.get("status") or {}
         if made != wanted:
@@ -212,7 +212,7 @@ class Applier:
         except ApiError as error:
             if error.status == 404:
                 return
-            raise _typed(error, f"{type_.kind} {key}") from error
+            raise typed_error(error, f"{type_.kind} {key}") from error
         _check_owner(owner, type_, key, controlling_owner(found))
         self._caches.store(type_).record(found)
 
@@ -229,7 +229,7 @@ class Applier:
                 if store is not None:
                     store.delete_requested(item.key, item.uid)
                 return
-            raise _typed(error, f"{item.type.kind} {item.key} of {_name(owner)}") from error
+            raise typed_error(error, f"{item.type.kind} {item.key} of {_name(owner)}") from error
         if store is None:
             return
         metadata = answer.get("metadata", {})
@@ -259,7 +259,7 @@ class Applier:
                 raise Gone from error
             if error.status == 409 and error.reason == "AlreadyExists":
                 raise _AlreadyExists from error
-            raise _typed(error, f"{type_.kind} {key_of(wanted)} of {_name(owner)}") from error
+            raise typed_error(error, f"{type_.kind} {key_of(wanted)} of {_name(owner)}") from error
 
     async def _write(
         self,
@@ -355,7 +355,7 @@ def _check_owner(owner: Manifest, type_: ObjectType, key: Key, holder: Owner | N
     )
 
 
-def _typed(error: ApiError, what: str) -> ReconcileError:
+def typed_error(error: ApiError, what: str) -> ReconcileError:
     """The typed error of a refused request."""
     if error.transient:
         return TransientApiError("ApiRequestFailed", f"Writing {what} failed and will be tried again: {error}")

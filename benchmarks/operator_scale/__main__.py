@@ -94,6 +94,10 @@ async def measure(config: dict[str, Any], authority: Path, count: int) -> tuple[
     async with aiohttp.ClientSession(url, headers=headers, connector=connector, timeout=timeout) as session:
 
         async def watch() -> None:
+            while not complete.is_set():  # the server ends watches of a CRD that has just been established
+                await watch_once()
+
+        async def watch_once() -> None:
             query = {"watch": "true", "resourceVersion": "0"}
             async with session.get("/apis/headrace.dev/v1alpha1/trainingjobs", params=query) as response:
                 response.raise_for_status()
@@ -125,6 +129,8 @@ async def measure(config: dict[str, Any], authority: Path, count: int) -> tuple[
         created_all = time.monotonic() - started
         finished = asyncio.create_task(complete.wait())
         await asyncio.wait({finished, watching}, timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
         if not complete.is_set():
             raise RuntimeError(f"only {len(ready)} of {count} jobs were Ready after {DEADLINE:g} s")
         watching.cancel()

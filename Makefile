@@ -45,6 +45,11 @@ lint: setup ## ruff, mypy, import-linter
 	$(RUN) mypy headrace controllers operator cluster tests benchmarks
 	$(RUN) lint-imports
 
+generate: setup ## what follows from the models and the controllers: CRDs, their page, the chart's RBAC
+	@$(RUN) headrace crds --out crds --docs docs/crds.md
+	@$(RUN) headrace crds --out charts/headrace/files/crds
+	@$(RUN) python -m controllers.rbac
+
 unit: setup ## no network, no cluster
 	$(PYTEST) tests/unit
 

@@ -54,7 +54,7 @@ templates themselves cannot be compared."""
 LOST_NODE_SECONDS = 30
 """Time that a pod stays on a node that is not ready or unreachable."""
 PRE_STOP = timedelta(seconds=5)
-"""Time that a leaving pod serves before its process is told; endpoints and DNS (TTL 5 s in CoreDNS) change meanwhile."""
+"""Time that a leaving pod serves before its process is told; endpoints and DNS (TTL 5 s) change meanwhile."""
 DRAIN = timedelta(seconds=5)
 """Time that a process which was told to end still listens."""
 STARTUP = timedelta(minutes=10)

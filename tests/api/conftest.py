@@ -34,7 +34,9 @@ def helm(control_plane: Path) -> Helm:
     """The chart, installed with no value set."""
     # Made by kubectl above; helm takes over only what says that it is the release's.
     kubectl = [str(tool("kubectl")), "--kubeconfig", str(control_plane)]
-    mark = {"annotate": ("meta.helm.sh/release-name=headrace", "meta.helm.sh/release-namespace=headrace-system")}
+    mark: dict[str, tuple[str, ...]] = {
+        "annotate": ("meta.helm.sh/release-name=headrace", "meta.helm.sh/release-namespace=headrace-system")
+    }
     mark["label"] = ("app.kubernetes.io/managed-by=Helm",)
     for verb, values in mark.items():
         subprocess.run([*kubectl, verb, "-f", str(CRDS), *values, "--overwrite"], check=True, capture_output=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,9 @@ def main() -> int:
     async def run() -> int:
         return await Operator(settings, controllers(settings)).run()
 
+    # What was imported stays for good: the garbage collector need not walk through it again and again.
+    gc.collect()
+    gc.freeze()
     return uvloop.run(run())
 
 

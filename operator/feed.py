@@ -38,6 +38,20 @@ INACTIVITY_SECONDS: Final = 100.0
 """Seconds without an event or bookmark after which kopf connects anew."""
 
 
+class _NoMemory(kopf.DiffBaseStorage):
+    """kopf copies every resource at each event, to tell handlers of changes what changed; there are none here."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing of the resource."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing was stored."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is stored."""
+
+
 class _Forever:
     """An endless series of delays that can be iterated over again and again, as kopf wants it."""
 
@@ -137,6 +151,7 @@ class ResourceFeed:
         settings = kopf.OperatorSettings()
         settings.scanning.disabled = True
         settings.posting.enabled = False
+        settings.persistence.diffbase_storage = _NoMemory()
         settings.watching.server_timeout = WATCH_SECONDS
         settings.watching.inactivity_timeout = INACTIVITY_SECONDS
         settings.watching.chunk_size = PAGE_SIZE

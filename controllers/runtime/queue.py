@@ -145,7 +145,7 @@ class KeyedQueue(Generic[K]):
         self._due[key] = due
         self._sequence += 1
         heapq.heappush(self._timers, (due, self._sequence, key))
-        if self._timers[0][2] == key:
+        if self.next_due() == due:
             self._wake()  # the sleeping getter's deadline is too late now
 
     def retry(self, key: K) -> float:
@@ -191,6 +191,8 @@ class KeyedQueue(Generic[K]):
                 raise QueueClosed
             key = self.pop()
             if key is not None:
+                if self._ready or self._timers:
+                    self._wake()  # another one looks after what is left, while this one works
                 return key
             getter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._getters.append(getter)

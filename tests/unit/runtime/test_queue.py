@@ -171,6 +171,16 @@ async def test_get_wakes_for_a_key_that_becomes_due_earlier_than_the_one_it_slee
         assert await getting == "soon"
 
 
+async def test_what_becomes_due_while_one_worker_works_is_taken_by_another() -> None:
+    queue: KeyedQueue[str] = KeyedQueue()
+    getters = [asyncio.create_task(queue.get()) for _ in range(2)]
+    await asyncio.sleep(0)
+    queue.add_after("first", 0.01)
+    queue.add_after("second", 0.02)
+    async with asyncio.timeout(5):  # nobody calls done, so each getter gets one
+        assert sorted(await asyncio.gather(*getters)) == ["first", "second"]
+
+
 async def test_close_ends_those_who_wait_and_lets_work_finish() -> None:
     queue: KeyedQueue[str] = KeyedQueue()
     queue.add("a")

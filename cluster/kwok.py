@@ -153,6 +153,7 @@ def simulated_nodes(plane: ControlPlane, count: int) -> Iterator[None]:
             [
                 kubeconfig,
                 f"--config={stages}",
+                "--node-lease-duration-seconds=40",
                 "--manage-all-nodes=false",
                 "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
                 f"--server-address=127.0.0.1:{kwok_port}",

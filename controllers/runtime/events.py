@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 import uuid
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ SERIES_WINDOW: Final = 360.0
 BURST: Final = 25
 REFILL: Final = 300.0
 """Seconds per further Event once the burst is used up."""
+LANES: Final = 4
+"""Events written at a time; those of one resource share a lane, so that they keep their order."""
 NOTE_LIMIT: Final = 1024
 """Characters of a note that the API server accepts."""
 REMEMBERED: Final = 4096
@@ -69,7 +72,7 @@ class EventRecorder:
         controller: str = "headrace.dev/operator",
         instance: str = "headrace-operator",
         clock: Callable[[], float] = time.monotonic,
-        limit: int = 1000,
+        limit: int = 10_000,
     ) -> None:
         """
         Args:
@@ -83,7 +86,7 @@ class EventRecorder:
         self._controller = controller
         self._instance = instance[:128]
         self._clock = clock
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue(limit)
+        self._lanes: list[asyncio.Queue[_Job]] = [asyncio.Queue(limit // LANES) for _ in range(LANES)]
         self._series: OrderedDict[_Identity, _Series] = OrderedDict()
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
@@ -92,29 +95,36 @@ class EventRecorder:
         if not self._take_token(resource["metadata"]["uid"]):
             return
         job = _Job(_reference(resource), event, datetime.now(UTC))
+        lane = self._lanes[zlib.crc32(resource["metadata"]["uid"].encode()) % LANES]
         try:
-            self._jobs.put_nowait(job)
+            lane.put_nowait(job)
         except asyncio.QueueFull:
             logger.warning("too many Events wait to be written, dropped one: %s %s", event.reason, event.note)
 
     async def run(self) -> None:
         """Write Events until cancelled."""
-        while True:
-            job = await self._jobs.get()
-            try:
-                await self._write(job)
-            except (ApiError, NotLeader) as error:
-                logger.info("could not write Event %s: %s", job.event.reason, error)
-            finally:
-                self._jobs.task_done()
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(self._serve(lane))
 
     async def drain(self, seconds: float) -> None:
         """Wait until all Events are written, at most this long."""
         try:
             async with asyncio.timeout(seconds):
-                await self._jobs.join()
+                for lane in self._lanes:
+                    await lane.join()
         except TimeoutError:
-            logger.warning("%d Events were not written before the end", self._jobs.qsize())
+            logger.warning("%d Events were not written before the end", sum(lane.qsize() for lane in self._lanes))
+
+    async def _serve(self, lane: asyncio.Queue[_Job]) -> None:
+        while True:
+            job = await lane.get()
+            try:
+                await self._write(job)
+            except (ApiError, NotLeader) as error:
+                logger.info("could not write Event %s: %s", job.event.reason, error)
+            finally:
+                lane.task_done()
 
     async def _write(self, job: _Job) -> None:
         event = job.event

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,12 @@ import pytest
 import yaml
 
 from cluster.controlplane import service_account_kubeconfig
-from cluster.tools import KUBERNETES_VERSION, tool
 from headrace.reporting import ANNOTATION, PodAnnotation, Reporter, ReportRefused
+from tests.api.helm import Helm
 from tests.api.rest import MERGE, Rest
 
-CHART = Path(__file__).parents[2] / "charts" / "headrace"
 NAMESPACE = "reports"
 WORKER = "headrace-worker"
-
-
-def rendered(template: str) -> list[dict[str, Any]]:
-    helm = [str(tool("helm")), "template", "headrace", str(CHART), "--kube-version", KUBERNETES_VERSION]
-    output = subprocess.run(
-        [*helm, "--show-only", f"templates/{template}"], check=True, capture_output=True, text=True
-    ).stdout
-    return [document for document in yaml.safe_load_all(output) if document]
 
 
 def pod(name: str) -> dict[str, Any]:
@@ -37,28 +27,15 @@ def pod(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def rest(control_plane: Path) -> Rest:
+def rest(control_plane: Path, helm: Helm) -> Rest:
     """The administrator, after a namespace with two pods and the workers' account has been made."""
     rest = Rest(control_plane)
-    documents = rendered("worker-reports.yaml")
-    role = next(d["metadata"]["name"] for d in documents if d["kind"] == "ClusterRole")
     base = f"/api/v1/namespaces/{NAMESPACE}"
     assert rest("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}}).accepted
     assert rest("POST", f"{base}/serviceaccounts", {"metadata": {"name": WORKER}}).accepted
-    for document in documents:
-        group, plural = {
-            "ClusterRole": ("rbac.authorization.k8s.io/v1", "clusterroles"),
-            "ValidatingAdmissionPolicy": ("admissionregistration.k8s.io/v1", "validatingadmissionpolicies"),
-            "ValidatingAdmissionPolicyBinding": (
-                "admissionregistration.k8s.io/v1",
-                "validatingadmissionpolicybindings",
-            ),
-        }[document["kind"]]
-        answer = rest("POST", f"/apis/{group}/{plural}", document)
-        assert answer.accepted or answer.status == 409, answer.message
     binding = {
         "metadata": {"name": WORKER},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": WORKER},
         "subjects": [{"kind": "ServiceAccount", "name": WORKER, "namespace": NAMESPACE}],
     }
     path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings"

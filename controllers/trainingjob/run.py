@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from controllers.runtime.objects import Manifest
-from controllers.runtime.podstate import condition, has_condition, is_ready, is_terminating, moment, name_of, node_of
+from controllers.runtime.podstate import (
+    condition,
+    has_condition,
+    is_ready,
+    is_terminating,
+    moment,
+    name_of,
+    node_of,
+    phase,
+)
 from controllers.trainingjob.names import ATTEMPT, RESTARTS, worker_name
 from controllers.trainingjob.observed import Observed
 from headrace.api.meta import Condition
@@ -121,7 +130,13 @@ def condition_of(status: TrainingJobStatus, type_: str) -> Condition | None:
 
 def is_working(pod: Manifest) -> bool:
     """Running, or done with success."""
-    return is_ready(pod) or pod.get("status", {}).get("phase") == "Succeeded"
+    return is_ready(pod) or phase(pod) == "Succeeded" or _has_exited_well(pod)
+
+
+def _has_exited_well(pod: Manifest) -> bool:
+    """Its containers ended with success and the kubelet has not said so of the pod yet."""
+    ended = [status.get("state", {}).get("terminated") for status in pod.get("status", {}).get("containerStatuses", [])]
+    return bool(ended) and all(state is not None and state.get("exitCode") == 0 for state in ended)
 
 
 def names(pods: Sequence[Manifest]) -> str:

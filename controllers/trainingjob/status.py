@@ -209,7 +209,7 @@ def _placement(run: Run) -> list[WorkerPlace]:
 def _counts(run: Run, ready: int) -> WorkerCounts:
     total = len(run.workers)
     succeeded = sum(phase(pod) == "Succeeded" for pod in run.present)
-    return WorkerCounts(total=total, ready=ready, succeeded=succeeded, summary=f"{ready}/{total}")
+    return WorkerCounts(total=total, ready=ready, succeeded=succeeded, summary=f"{ready + succeeded}/{total}")
 
 
 def _report(run: Run) -> tuple[Report | None, str | None]:

@@ -353,7 +353,7 @@ class WorkerCounts(Model):
     succeeded: int = 0
     """Workers that finished."""
     summary: str = ""
-    """ready/total, for kubectl get."""
+    """Workers that run or finished / workers asked for, for kubectl get."""
 
 
 class WorkerPlace(Model):
@@ -429,7 +429,7 @@ class TrainingJob(Resource):
         singular="trainingjob",
         short_names=("tj",),
         columns=(
-            Column("Workers", ".status.workers.summary", description="Workers running of workers asked for"),
+            Column("Workers", ".status.workers.summary", description="Workers that run or finished, of workers asked for"),
             Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
             Column("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
             Column("Progress", ".status.progress.percent", "integer", description="Percent of steps finished"),

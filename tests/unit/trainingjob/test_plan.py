@@ -172,7 +172,7 @@ def test_success() -> None:
     assert status(plan)["modelUri"] == "s3://m/model.onnx"
     assert status(plan)["metrics"] == {"accuracy": "0.97"}
     assert status(plan)["completionTime"] == "2026-01-01T11:59:53Z"
-    assert status(plan)["workers"] == {"total": 3, "ready": 0, "succeeded": 3, "summary": "0/3"}
+    assert status(plan)["workers"] == {"total": 3, "ready": 0, "succeeded": 3, "summary": "3/3"}
     assert reasons(plan) == ["Succeeded"]
     assert planned(with_status(there, plan.status), done) == NOTHING
     assert planned(with_status(there, plan.status), []) == NOTHING, "an ended job whose pods are cleaned up stays ended"

@@ -20,6 +20,11 @@ def three(change: Callable[[Manifest], Manifest]) -> list[Manifest]:
     return [running(pod(JOB, 0)), change(pod(JOB, 1)), running(pod(JOB, 2))]
 
 
+def not_yet_finished(item: Manifest) -> Manifest:
+    ended(item, 0)["status"]["phase"] = "Running"
+    return item
+
+
 @pytest.mark.parametrize(
     ("reason", "message", "expected", "says"),
     [
@@ -101,6 +106,11 @@ def test_without_a_script_it_is_the_sandbox() -> None:
         pytest.param(three(lambda i: conditions(running(i), Ready="False")), "WorkerNotReady", id="one not ready"),
         pytest.param([running(pod(JOB, index)) for index in range(3)], None, id="running"),
         pytest.param(three(lambda item: ended(item, 0)), None, id="one finished"),
+        pytest.param(
+            three(not_yet_finished),
+            None,
+            id="one finished, its pod not yet said so",
+        ),
     ],
 )
 def test_the_summary(pods: list[Manifest], reason: str | None) -> None:

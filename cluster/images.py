@@ -103,6 +103,8 @@ def build(name: str) -> tuple[str, bool]:
         command += ["--build-arg", f"BASE_IMAGE={base}", "--label", f"{CONTENT_LABEL}={content}", context]
         log = cache.root() / "logs" / f"image-{name}.log"
         run_logged(command, log, env=_build_environment())
+        # Its predecessors have no name any more; what they share with it stays.
+        host.docker("image", "prune", "--force", "--filter", f"label={CONTENT_LABEL}")
     return content, True
 
 

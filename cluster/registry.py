@@ -23,7 +23,6 @@ NETWORK = "kind"
 PORT = 5000
 
 _HOSTS = """\
-server = "https://registry-1.docker.io"
 [host."http://{registry}:{port}"]
 capabilities = ["pull", "resolve"]
 """
@@ -68,11 +67,13 @@ def push(name: str, image: str) -> None:
 
 
 def pull(nodes: Sequence[str], images: Sequence[str]) -> None:
-    """Let every node fetch `images`, as its kubelet would."""
+    """Let every node fetch `images`, as its kubelet would, and forget those that lost their name to them."""
+    forget = "crictl images --quiet --filter dangling=true | xargs --no-run-if-empty crictl rmi"
 
     def fetch(node: str) -> None:
         for image in images:
             host.docker("exec", node, "crictl", "pull", f"docker.io/{image}")
+        host.docker("exec", node, "sh", "-c", forget)
 
     with ThreadPoolExecutor() as executor:
         list(executor.map(fetch, nodes))

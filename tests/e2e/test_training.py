@@ -150,10 +150,13 @@ def test_what_only_the_cluster_can_tell_is_said(kube: Kube, spec: Manifest, reas
 def test_a_gpu_job_names_the_nearest_node(kube: Kube) -> None:
     kube.apply(gpu_job("wants-gpu"))
     scheduled = wait_for(
-        "Scheduled is False",
-        lambda: (c := condition(kube.get("trainingjob", "wants-gpu"), "Scheduled"))["status"] == "False" and c,
+        "Scheduled says what is missing",
+        lambda: (
+            (c := condition(kube.get("trainingjob", "wants-gpu"), "Scheduled"))["reason"] == "InsufficientGPU" and c
+        ),
         seconds=60,
     )
+    assert scheduled["status"] == "False"
     nodes = [node["metadata"]["name"] for node in kube.list("nodes")]
     assert "nvidia.com/gpu" in scheduled["message"]
     assert any(node in scheduled["message"] for node in nodes), scheduled["message"]

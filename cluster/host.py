@@ -123,6 +123,7 @@ def restore() -> list[str]:
             done.append(f"stopped {program} (pid {pid})")
     if started:
         done += _remove_network_traces(state)
+        done += _unmount()
         shutil.rmtree(_run_folder(), ignore_errors=True)
     if os.geteuid() == 0:
         for name, value in state.settings.items():
@@ -314,6 +315,18 @@ def _remove_network_traces(state: HostState) -> list[str]:
         output([f"{command}-restore"], stdin="\n".join(kept) + "\n")
         output([command, "-P", "FORWARD", policy])
     return [f"removed {', '.join(bridges)} and Docker's iptables rules"] if bridges else []
+
+
+def _unmount() -> list[str]:
+    """Mounts in the daemon's folders: one that was killed leaves some, one that was stopped none."""
+    folders = (_run_folder(), cache.root() / "docker")
+    fields = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounts = [Path(field[1].encode().decode("unicode_escape")) for field in fields]
+    left = [mount for mount in mounts if any(mount.is_relative_to(folder) for folder in folders)]
+    # The last mounted first: it may lie on an earlier one.
+    for mount in reversed(left):
+        output(["umount", mount])
+    return [f"unmounted {mount}" for mount in reversed(left)]
 
 
 def _links() -> list[str]:

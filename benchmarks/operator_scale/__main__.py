@@ -10,6 +10,7 @@ condition Ready=True for its present generation, that is, all of its workers run
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -33,7 +34,6 @@ from cluster.process import output
 from cluster.tools import tool
 
 ROOT = Path(__file__).parents[2]
-WORKERS = 2
 NAMESPACES = 10
 JOBS_PATH = "/apis/headrace.dev/v1alpha1/namespaces/{}/trainingjobs"
 DEADLINE = 300.0
@@ -44,7 +44,7 @@ class Result:
     """One size.
 
     Attributes:
-        resources: TrainingJobs, of WORKERS pods each.
+        resources: TrainingJobs, of `workers` pods each.
         created_s: Seconds until all were created.
         all_running_s: Seconds from the first creation until all were Ready.
         p50_s: Median latency of one resource.
@@ -64,21 +64,23 @@ class Result:
     rss_mib: float
 
 
-def job(number: int) -> dict[str, Any]:
-    """A TrainingJob of two workers."""
+def job(number: int, workers: int) -> dict[str, Any]:
+    """A TrainingJob."""
     return {
         "apiVersion": "headrace.dev/v1alpha1",
         "kind": "TrainingJob",
         "metadata": {"name": f"job-{number}"},
         "spec": {
-            "numWorkers": WORKERS,
+            "numWorkers": workers,
             "classifier": {"dataset": {"builtin": "Digits"}},
             "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
         },
     }
 
 
-async def measure(config: dict[str, Any], authority: Path, count: int) -> tuple[float, float, list[float]]:
+async def measure(
+    config: dict[str, Any], authority: Path, count: int, workers: int
+) -> tuple[float, float, list[float]]:
     """Create the jobs and watch them.
 
     Returns:
@@ -118,7 +120,7 @@ async def measure(config: dict[str, Any], authority: Path, count: int) -> tuple[
         async def create(numbers: list[int]) -> None:
             for number in numbers:
                 path = JOBS_PATH.format(f"team-{number % NAMESPACES}")
-                async with session.post(path, json=job(number)) as response:
+                async with session.post(path, json=job(number, workers)) as response:
                     if response.status != 201:
                         raise RuntimeError(f"creating job-{number}: {response.status} {await response.text()}")
                 created[f"job-{number}"] = time.monotonic()
@@ -149,7 +151,7 @@ def operator_figures(pid: int, metrics_port: int) -> tuple[float, float, float]:
     return calls, seconds, int(peak.split()[1]) / 1024
 
 
-def run(count: int, folder: Path) -> Result:
+def run(count: int, workers: int, folder: Path) -> Result:
     """One size on a fresh control plane."""
     plane = ControlPlane(folder)
     plane.start()
@@ -169,12 +171,12 @@ def run(count: int, folder: Path) -> Result:
             "HEADRACE_METRICS_PORT": str(metrics_port),
             "HEADRACE_HEALTH_PORT": str(health_port),
         }
-        with simulated_nodes(plane, max(30, count * WORKERS // 200)), (folder / "operator.log").open("wb") as log:
+        with simulated_nodes(plane, max(30, count * workers // 200)), (folder / "operator.log").open("wb") as log:
             operator = subprocess.Popen([sys.executable, ROOT / "operator"], env=environment, stdout=log, stderr=log)
             wait_until_leading(operator, metrics_port)
             calls_before, seconds_before, _ = operator_figures(operator.pid, metrics_port)
             created, all_running, latencies = asyncio.run(
-                measure(json.loads(plane.kubeconfig.read_text()), plane.certificate_authority, count)
+                measure(json.loads(plane.kubeconfig.read_text()), plane.certificate_authority, count, workers)
             )
             calls, seconds, rss = operator_figures(operator.pid, metrics_port)
             operator.send_signal(signal.SIGTERM)
@@ -213,10 +215,14 @@ def wait_until_leading(operator: subprocess.Popen[bytes], metrics_port: int) -> 
 
 def main(arguments: list[str]) -> int:
     """Run every size and print one JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operator_scale", description=__doc__)
+    parser.add_argument("counts", nargs="*", type=int, default=[500, 1000, 2000], help="TrainingJobs of each run")
+    parser.add_argument("--workers", type=int, default=2, help="pods of each TrainingJob")
+    options = parser.parse_args(arguments)
     results = []
-    for count in [int(argument) for argument in arguments] or [500, 1000, 2000]:
+    for count in options.counts:
         with tempfile.TemporaryDirectory(prefix="headrace-scale-") as folder:
-            results.append(run(count, Path(folder)))
+            results.append(run(count, options.workers, Path(folder)))
             print(results[-1], file=sys.stderr, flush=True)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     print(
@@ -224,7 +230,7 @@ def main(arguments: list[str]) -> int:
             {
                 "benchmark": "operator_scale",
                 "machine": {"cpus": os.cpu_count(), "memory_gib": round(memory), "python": platform.python_version()},
-                "workers_per_resource": WORKERS,
+                "workers_per_resource": options.workers,
                 "results": [asdict(result) for result in results],
             }
         )

@@ -69,7 +69,8 @@ class ApiError(Exception):
     @property
     def transient(self) -> bool:
         """Whether the same request may well succeed later, without anybody changing anything."""
-        return self.status in (NO_ANSWER, 408, 409, 429) or self.status >= 500
+        # 401: tokens and the keys that verify them are rotated, and a server that has just started may know them later.
+        return self.status in (NO_ANSWER, 401, 408, 409, 429) or self.status >= 500
 
     def caused_by(self, reason: str) -> bool:
         """Whether one of the details' causes has this reason."""

@@ -35,7 +35,7 @@ REFILL: Final = 300.0
 LANES: Final = 4
 """Events written at a time; those of one resource share a lane, so that they keep their order."""
 NOTE_LIMIT: Final = 1024
-"""Characters of a note that the API server accepts."""
+"""Bytes of a note that the API server accepts."""
 REMEMBERED: Final = 4096
 """Events and resources remembered; the oldest go first."""
 
@@ -128,7 +128,7 @@ class EventRecorder:
 
     async def _write(self, job: _Job) -> None:
         event = job.event
-        note = event.note if len(event.note) <= NOTE_LIMIT else event.note[: NOTE_LIMIT - 1] + "…"
+        note = _cut(event.note)
         # Cluster-scoped objects have their Events in `default`.
         namespace = job.resource.get("namespace") or "default"
         identity = (job.resource["uid"], event.type, event.reason, note, event.action)
@@ -192,3 +192,10 @@ def _reference(resource: Manifest) -> Manifest:
         "uid": metadata["uid"],
         "resourceVersion": metadata.get("resourceVersion", ""),
     }
+
+
+def _cut(note: str) -> str:
+    data = note.encode()
+    if len(data) <= NOTE_LIMIT:
+        return note
+    return data[: NOTE_LIMIT - len("…".encode())].decode(errors="ignore") + "…"

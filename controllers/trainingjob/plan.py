@@ -202,6 +202,4 @@ def resumed(run: Run, new: status.Status) -> Iterable[Event]:
 
 
 def _event(type_: str, reason: str, note: str, action: str = "Reconcile") -> Event:
-    # events.k8s.io takes at most 1024 bytes.
-    short = note if len(note.encode()) <= 1000 else note.encode()[:990].decode(errors="ignore") + "…"
-    return Event("Normal" if type_ == "Normal" else "Warning", reason, short, action)
+    return Event("Normal" if type_ == "Normal" else "Warning", reason, note, action)

@@ -88,7 +88,9 @@ async def test_a_resource_that_flaps_is_silenced_and_gets_its_voice_back_slowly(
 async def test_a_note_is_cut_to_what_the_api_server_accepts() -> None:
     recorder = Recorder()
     ((_, _, body),) = await recorder.emit(Event("Warning", "Long", "x" * 5000))
-    assert len(body["note"]) == NOTE_LIMIT
+    assert len(body["note"].encode()) == NOTE_LIMIT
+    ((_, _, body),) = await recorder.emit(Event("Warning", "Wide", "ü" * 1000))
+    assert NOTE_LIMIT - 2 <= len(body["note"].encode()) <= NOTE_LIMIT
 
 
 async def test_an_event_that_cannot_be_written_stops_nobody() -> None:

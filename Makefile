@@ -50,18 +50,19 @@ generate: setup ## what follows from the models and the controllers: CRDs, their
 	@$(RUN) headrace crds --out charts/headrace/files/crds
 	@$(RUN) python -m controllers.rbac
 
-unit: setup ## no network, no cluster
+unit: setup ## no cluster; helm renders the chart
+	@$(RUN) python -m cluster.tools helm > /dev/null
 	$(PYTEST) tests/unit
 
 api: setup ## against a real API server without nodes
-	@$(RUN) python -m cluster.tools kube-apiserver etcd kubectl helm kubeconform > /dev/null
+	@$(RUN) python -m cluster.tools kube-apiserver etcd kubectl helm versitygw > /dev/null
 	$(PYTEST) tests/api
 
 image: setup ## the trainer with PyTorch, inside its image
 	$(RUN) python -m tests.image.run
 
 e2e: images ## against the cluster
-	$(PYTEST) tests/e2e
+	$(PYTEST) --timeout=600 tests/e2e
 
 bench: setup ## benchmarks of the operator on simulated nodes, one JSON line each
 	@$(RUN) python -m benchmarks.operator_scale

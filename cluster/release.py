@@ -55,7 +55,13 @@ class Release:
         """
         image = {"operator.podAnnotations.image": images.loaded().get("operator", "")}
         sets = [item for key, value in (image | (values or {})).items() for item in ("--set-string", f"{key}={value}")]
-        self.run("upgrade", "--install", "headrace", str(chart), "--create-namespace", "--wait", "--timeout=5m", *sets)
+        self._forget_interrupted()
+        self.run("upgrade", "--install", "headrace", str(chart), "--create-namespace", "--wait", "--timeout=4m", *sets)
+
+    def _forget_interrupted(self) -> None:
+        """A helm that was killed leaves a pending revision, with which no later helm would begin."""
+        pending = "owner=helm,name=headrace,status in (pending-install,pending-upgrade,pending-rollback)"
+        self.kube().run("delete", "secret", "-l", pending)
 
     def rollback(self) -> None:
         """Back to the revision before."""

@@ -429,7 +429,9 @@ class TrainingJob(Resource):
         singular="trainingjob",
         short_names=("tj",),
         columns=(
-            Column("Workers", ".status.workers.summary", description="Workers that run or finished, of workers asked for"),
+            Column(
+                "Workers", ".status.workers.summary", description="Workers that run or finished, of workers asked for"
+            ),
             Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
             Column("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
             Column("Progress", ".status.progress.percent", "integer", description="Percent of steps finished"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -159,8 +160,8 @@ class RemoteStep:
     def _blame_silent(self, tries: _Tries) -> None:
         """Set aside the replicas that had time enough and said nothing; a caller's short deadline is no such time."""
         now = self._loop.time()
-        for replica, started in tries.running.values():
-            if now - started >= self._timeout * SILENCE:
+        for future, (replica, started) in tries.running.items():
+            if not future.done() and now - started >= self._timeout * SILENCE:
                 seconds = self._balancer.failed(replica, silent=True)
                 log.warning(
                     "replica silent",
@@ -182,12 +183,7 @@ class RemoteStep:
             self._balancer.answered(replica)
             return Reply(status, body)
         if status != 200:
-            overloaded = status == 429 or (status == 503 and "retry-after" in headers)
-            return _Failure(
-                Reason.OVERLOADED if overloaded else Reason.ERROR,
-                f"{who}: HTTP {status}: {_text(body)}",
-                understood=True,
-            )
+            return _Failure(_reason(status, headers), f"{who}: HTTP {status}: {_text(body)}", understood=True)
         json_length = headers.get(_BINARY_HEADER)
         if not body.startswith(b"{") or not _fits(json_length, body):
             return _Failure(Reason.ERROR, f"{who}: the answer is not of the Open Inference Protocol", understood=True)
@@ -210,6 +206,14 @@ class RemoteStep:
             # TimeoutError is one too. The last known metadata is as good as before.
             self._balancer.failed(replica, silent=False)
         return self._metadata
+
+
+def _reason(status: int, headers: Mapping[str, str]) -> Reason:
+    """What an answer that is none means. A replica that ran out of the time it was given says 504."""
+    if status == 504:
+        return Reason.TIMEOUT
+    overloaded = status == 429 or (status == 503 and "retry-after" in headers)
+    return Reason.OVERLOADED if overloaded else Reason.ERROR
 
 
 def _fits(json_length: str | None, body: bytes) -> bool:

@@ -24,8 +24,9 @@ from headrace.serving.tensors import Array, RequestError, from_json
 
 log = logging.getLogger(__name__)
 
-MAX_REPEATED = 2**24
-"""Elements of one output of a static response: a request may name any number of empty rows."""
+MAX_REPEATED = 2**18
+"""Elements of all outputs of a static response: a request may name any number of empty rows, and the answer is made on
+the event loop."""
 
 
 class LocalStep:
@@ -108,7 +109,7 @@ class StaticStep:
         self.name = name
         self._model_name = model_name
         self._rows = {tensor.name: _one_row(tensor) for tensor in response.outputs}
-        self._largest = max(row.size for row in self._rows.values())
+        self._row_size = sum(row.size for row in self._rows.values())
         self._specs = tuple(
             TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.shape)) for tensor in response.outputs
         )
@@ -117,7 +118,7 @@ class StaticStep:
         try:
             request = decode_request(query.body, query.json_length)
             wanted = select_outputs(request, list(self._rows))
-            if request.rows * self._largest > MAX_REPEATED:
+            if request.rows * self._row_size > MAX_REPEATED:
                 raise RequestError(f"{request.rows} rows are too many for one request; send fewer", status=413)
             outputs = [(output, np.repeat(self._rows[output.name], request.rows, axis=0)) for output in wanted]
             body, json_length = encode_response(self._model_name, request, outputs)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 1
 _FOLDER = re.compile(r"^step-(\d+)$")
+_ATTEMPT = re.compile(r"attempt-([0-9]+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,8 @@ class CheckpointFolder:
                     return  # A later attempt has taken over: its checkpoints are not ours to remove.
                 wanted = step < newest and kept < self.keep and self._is_ours(manifest)
             except Damaged:
+                if self._is_being_written_by_a_successor(step):
+                    return
                 wanted = False
             if wanted:
                 kept += 1
@@ -180,3 +183,7 @@ class CheckpointFolder:
             # The manifest first: from here on nobody takes the folder for a checkpoint.
             self.store.delete(f"step-{step}/{MANIFEST}")
             self.store.delete(f"step-{step}")
+
+    def _is_being_written_by_a_successor(self, step: int) -> bool:
+        names = (_ATTEMPT.search(entry.path) for entry in self.store.list(f"step-{step}"))
+        return any(int(name[1]) > self.owner.attempt for name in names if name)

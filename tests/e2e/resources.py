@@ -102,7 +102,7 @@ def inference_service(name: str, primary: str, smaller: str | None = None, **pre
                 "model": {"modelFormat": "ONNX", "storageUri": primary},
                 "minReplicas": 2,
                 "maxReplicas": 2,
-                "timeout": "1s",
+                "timeout": "3s",
                 "circuitBreaker": {"waitDurationInOpenState": "1s"},
                 "resources": {"requests": {"cpu": "100m", "memory": "150Mi"}, "limits": {"memory": "512Mi"}},
             }

@@ -102,7 +102,7 @@ def _pod(name: str, service: str, kube: Kube, zone: str, rate: float, seconds: f
         "URL_PATH": f"/v2/models/{service}/infer",
         "BODY": json.dumps(digits_request()),
         "TRIES": "4",
-        "TRY_TIMEOUT": "3",
+        "TRY_TIMEOUT": "5",
         "SECONDS": str(seconds),
         "RATE": str(rate),
     }
@@ -131,7 +131,7 @@ def _pod(name: str, service: str, kube: Kube, zone: str, rate: float, seconds: f
 
 
 @contextmanager
-def traffic(kube: Kube, service: str, *, zone: str = "a", rate: float = 20, seconds: float = 180) -> Iterator[Report]:
+def traffic(kube: Kube, service: str, *, zone: str = "a", rate: float = 20, seconds: float = 280) -> Iterator[Report]:
     """Requests flow to the service while the context lasts; the report is filled in when it ends.
 
     Args:
@@ -146,7 +146,8 @@ def traffic(kube: Kube, service: str, *, zone: str = "a", rate: float = 20, seco
     try:
         wait_for("requests flow", lambda: "flowing" in kube.run("logs", name, check=False), seconds=60)
         yield report
-        kube.run("exec", name, "--", "touch", "/tmp/stop")
+        # One that has ended by itself has reported too.
+        kube.run("exec", name, "--", "touch", "/tmp/stop", check=False)
 
         def last_line() -> str | None:
             lines = [x for x in kube.run("logs", name).splitlines() if x.startswith("REPORT ")]

@@ -302,6 +302,13 @@ async def test_the_deadline_of_a_request_holds_for_the_whole_chain() -> None:
         assert (await router.infer(headrace_timeout_ms="soon"))[0].status == 400
 
 
+async def test_a_replica_that_ran_out_of_the_callers_time_does_not_open_the_breaker() -> None:
+    async with fakes.replicas(fakes.status(504)) as [one], running([one], STATIC, timeout="30s") as router:
+        for _ in range(30):
+            response, _ = await router.infer(headrace_timeout_ms="200")
+            assert response.headers["headrace-fallback-reason"] == "predictor=timeout"
+
+
 async def test_dns_that_fails_is_no_news_and_dns_that_is_empty_is_checked() -> None:
     answers: list[Callable[[], list[str]]] = []
     looks = 0

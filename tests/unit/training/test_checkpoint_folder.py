@@ -101,6 +101,16 @@ def test_a_worker_of_an_earlier_attempt_cannot_harm_its_successor(path: Path) ->
     assert names == {"attempt-2.safetensors", "attempt-2.json"}
 
 
+def test_what_a_successor_is_still_writing_is_left_alone(path: Path) -> None:
+    old, new = folder(path, attempt=1), folder(path, attempt=2)
+    save(new, 10)
+    # A save without its manifest, as it is while the tensors are being uploaded.
+    save(new, 20)
+    (path / "step-20" / "manifest.json").unlink()
+    save(old, 15)
+    assert {item.name for item in (path / "step-20").iterdir()} == {"attempt-2.safetensors", "attempt-2.json"}
+
+
 def test_an_interrupted_save_leaves_the_one_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = folder(path)
     save(target, 10)

@@ -143,12 +143,16 @@ def _base() -> str:
     if host.docker("image", "ls", "--quiet", STOCK_BASE).strip():
         return STOCK_BASE
     if kind.reachable(kind.REGISTRY):
-        host.docker("pull", STOCK_BASE)
-        return STOCK_BASE
+        try:
+            host.docker("pull", STOCK_BASE)
+        except ClusterError as error:
+            cache.say(f"The image registry answers, but {STOCK_BASE} cannot be pulled: {error}")
+        else:
+            return STOCK_BASE
     certificates = HOST_CERTIFICATES.read_bytes() if HOST_CERTIFICATES.exists() else b""
     name = f"headrace.dev/base:trixie-{cache.digest(BASE_PACKAGES, certificates, _BASE_DOCKERFILE)}"
     if not host.docker("image", "ls", "--quiet", name).strip():
-        cache.say("Base image from Debian packages, since no image registry can be reached…")
+        cache.say("Base image from Debian packages, since no image registry serves one…")
         root = nodeimage.debian_root("trixie", BASE_PACKAGES)
         with tempfile.TemporaryDirectory(prefix="headrace-base-") as folder:
             nodeimage.import_image(f"{name}-plain", root, None)

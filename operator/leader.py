@@ -110,61 +110,85 @@ class LeaderElection:
 
     async def release(self) -> None:
         """Give the Lease back, so that a standby need not wait until it expires."""
-        if not self.leading or self._lease is None:
+        if not self.leading:
             return
         self._renewed_at = None
-        spec = {**self._spec(), "holderIdentity": "", "leaseDurationSeconds": 1}
         try:
-            await self._put({**self._lease, "spec": spec})
-        except ApiError as error:
-            logger.warning("could not give the Lease back, the standby takes it when it expires: %s", error)
+            async with asyncio.timeout(self._times.renew_deadline / 2):
+                await self._give_back()
+        except (ApiError, TimeoutError) as error:
+            reason = str(error) or "no answer in time"
+            logger.warning("could not give the Lease back, the standby takes it when it expires: %s", reason)
+
+    async def _give_back(self) -> None:
+        lease, again = self._lease, True
+        while True:
+            if lease is None:
+                lease = await self._get()
+            if lease is None or _holder(lease) != self._identity:
+                return
+            spec = {**self._spec(), "holderIdentity": "", "leaseDurationSeconds": 1}
+            try:
+                await self._put({**lease, "spec": spec})
+                return
+            except ApiError as error:
+                if error.status != 409 or not again:
+                    raise
+                lease, again = None, False  # a renewal of ours whose answer nobody waited for was carried out
 
     async def _try(self) -> bool:
         """Take or renew the Lease; False when that did not succeed now."""
-        asked = self.last_attempt = self._clock()
-        try:
-            if not (self.leading and self._lease is not None):
-                self._lease = await self._get()
-                self.last_contact = self._clock()
-                if self._held_by_other():
+        again = True
+        while True:
+            try:
+                return await self._attempt()
+            except ApiError as error:
+                if error.status != 409:
+                    logger.warning("could not reach the Lease %s: %s", self._key, error)
                     return False
-            # Counted from before the request, since the others count from when they see it.
-            self._lease = await (self._create() if self._lease is None else self._put(self._claim()))
-        except ApiError as error:
-            if error.status == 409:
-                self._lease = None
-                if self._renewed_at is not None:
-                    self._renewed_at = None  # nobody else writes a Lease that we hold, unless they took it
+                # The holder's own renewal is the likeliest reason: it was carried out but the answer was lost, or it
+                # was sent twice over a connection that dropped. Only the Lease itself tells whether somebody took it.
+                if not (again and self.leading):
+                    return False
+                again = False
+
+    async def _attempt(self) -> bool:
+        # Counted from before the request, since the others count from when they see it.
+        asked = self.last_attempt = self._clock()
+        # Without an answer, or with an error for one, nobody knows what the Lease is; then it is read the next time.
+        lease, self._lease = self._lease, None
+        if lease is None or not self.leading:
+            lease = await self._get()
+            self.last_contact = self._clock()
+            if self._held_by_other(lease):
+                self._renewed_at = None
                 return False
-            logger.warning("could not reach the Lease %s: %s", self._key, error)
-            return False
+        self._lease = await (self._create() if lease is None else self._put(self._claim(lease)))
         self.last_contact = self._clock()
         self._renewed_at = asked
         return True
 
-    def _held_by_other(self) -> bool:
-        if self._lease is None:
+    def _held_by_other(self, lease: dict[str, Any] | None) -> bool:
+        if lease is None:
             return False
-        spec = self._lease.get("spec") or {}
+        spec = lease.get("spec") or {}
         record = tuple(spec.get(field) for field in ("holderIdentity", "renewTime", "acquireTime", "leaseTransitions"))
         now = self._clock()
         if record != self._observed:
             self._observed, self._observed_at = record, now
-        holder = spec.get("holderIdentity")
-        if not holder or holder == self._identity:
+        if _holder(lease) in ("", self._identity):
             return False
         return now < self._observed_at + float(spec.get("leaseDurationSeconds") or self._times.duration)
 
-    def _claim(self) -> dict[str, Any]:
-        assert self._lease is not None
+    def _claim(self, lease: dict[str, Any]) -> dict[str, Any]:
         spec = self._spec()
-        before = self._lease.get("spec") or {}
+        before = lease.get("spec") or {}
         transitions = before.get("leaseTransitions") or 0
         if before.get("holderIdentity") == self._identity:
             spec["acquireTime"] = before.get("acquireTime") or spec["acquireTime"]
         else:
             transitions += 1
-        return {**self._lease, "spec": {**before, **spec, "leaseTransitions": transitions}}
+        return {**lease, "spec": {**before, **spec, "leaseTransitions": transitions}}
 
     def _spec(self) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -192,5 +216,13 @@ class LeaderElection:
         return await self._request("PUT", object_path(LEASE, self._key), lease)
 
     async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        # A request that hangs must leave time for others before the deadline.
-        return await self._client.request(method, path, body=body, seconds=self._times.renew_deadline / 2)
+        # A request that hangs must leave time for others before the deadline, and none of a leader goes beyond it.
+        seconds = self._times.renew_deadline / 2
+        if self._renewed_at is not None:
+            left = self._renewed_at + self._times.renew_deadline - self._clock()
+            seconds = min(seconds, left) if left > 0 else seconds
+        return await self._client.request(method, path, body=body, seconds=seconds)
+
+
+def _holder(lease: dict[str, Any]) -> str:
+    return (lease.get("spec") or {}).get("holderIdentity") or ""

@@ -2,7 +2,8 @@
 
 What wakes a resource: a change of itself, at once; a change of a child, a moment later (`batch`), because a group of
 pods that starts is a dozen events within a second and one look afterwards sees them all; and the slow resync, which
-is there to find bugs, not to find changes.
+is there to find bugs, not to find changes. What does not wake it is the status in which an unsuccessful reconcile says
+why: it is tried again when the backoff says, though the message be another one each time.
 
 The own kinds' stores are filled from outside (`store`): by kopf in the operator, by `watch` in a test.
 """
@@ -23,7 +24,7 @@ from controllers.runtime.client import ApiClient
 from controllers.runtime.controller import Controller
 from controllers.runtime.events import EventRecorder
 from controllers.runtime.metrics import Metrics
-from controllers.runtime.objects import Key, ObjectType
+from controllers.runtime.objects import Key, Manifest, ObjectType
 from controllers.runtime.queue import KeyedQueue, QueueClosed
 from controllers.runtime.reconciler import Outcome, Reconciler
 from controllers.runtime.store import ObjectStore, Owner
@@ -61,6 +62,10 @@ class _Unit:
     reconciler: Reconciler[Any, Any]
     store: ObjectStore
     queue: KeyedQueue[Key]
+    began: dict[Key, Manifest | None] = field(default_factory=dict)
+    """What the workers have now, as it was when they took it."""
+    restated: set[Key] = field(default_factory=set)
+    """Those of them of which only the status is another one since."""
     workers: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -97,6 +102,7 @@ class Manager:
         self._events = EventRecorder(client, instance=self.options.identity)
         self._units: dict[tuple[str, str], _Unit] = {}
         self._tasks: list[asyncio.Task[Any]] = []
+        self._drained = asyncio.Event()
         for controller in controllers:
             self._add(controller)
         for cache in self.caches:
@@ -140,6 +146,8 @@ class Manager:
                 self._metrics.max_workers.labels(unit.name).set(self.options.workers)
             self.ready.set()
             await self._first_of(None)
+            # The workers end when `stop` is called, which still needs the task that writes Events.
+            await self._drained.wait()
         finally:
             waiting.cancel()
             for task in self._tasks:
@@ -148,14 +156,17 @@ class Manager:
 
     async def stop(self) -> None:
         """Take nothing new, finish the reconciles under way, write the Events that wait."""
-        for unit in self._units.values():
-            unit.queue.close()
-        workers = [task for unit in self._units.values() for task in unit.workers]
-        if workers:
-            _, late = await asyncio.wait(workers, timeout=self.options.drain)
-            if late:
-                logger.warning("%d reconciles did not end within %g s", len(late), self.options.drain)
-        await self._events.drain(2.0)
+        try:
+            for unit in self._units.values():
+                unit.queue.close()
+            workers = [task for unit in self._units.values() for task in unit.workers]
+            if workers:
+                _, late = await asyncio.wait(workers, timeout=self.options.drain)
+                if late:
+                    logger.warning("%d reconciles did not end within %g s", len(late), self.options.drain)
+            await self._events.drain(2.0)
+        finally:
+            self._drained.set()
 
     def _unit(self, resource: type[Resource]) -> _Unit:
         return self._units[_group(resource.info.api_version), resource.info.kind]
@@ -165,7 +176,7 @@ class Manager:
         store = ObjectStore(ObjectType(info.api_version, info.kind, info.plural, managed_only=False))
         self._metrics.resources(info.kind, store.all)
         reporter = self._metrics.queue(info.singular)
-        queue: KeyedQueue[Key] = KeyedQueue(metrics=reporter)
+        queue: KeyedQueue[Key] = KeyedQueue(metrics=reporter, clock=self._clock)
         reporter.follow(queue.working.values)
         reconciler = Reconciler(controller, store, self.caches, self._applier, self._events)
         unit = _Unit(reconciler, store, queue)
@@ -177,10 +188,12 @@ class Manager:
             last = not any(other.namespace == key.namespace for each in self._units.values() for other in each.store)
             self._applier.forget(unit.store.type.kind, key, last=last)
             unit.queue.forget(key)
-        elif key in unit.queue.working:
-            unit.queue.add_after(key, self.options.batch)  # most likely what that worker wrote
-        else:
+        elif key not in unit.queue.working:
             unit.queue.add(key)
+        elif _beside_status(unit.store.get(key)) == _beside_status(unit.began.get(key)):
+            unit.restated.add(key)  # that worker wrote it; whether that is to be looked at depends on how it ends
+        else:
+            unit.queue.add_after(key, self.options.batch)
 
     def _child_changed(self, _: Key, owner: Owner | None) -> None:
         if owner is None:
@@ -197,13 +210,18 @@ class Manager:
             except QueueClosed:
                 return
             with active.track_inprogress(), self._metrics.reconcile_time.labels(unit.name).time():
+                unit.began[key] = unit.store.get(key)
                 try:
                     self._go_on(unit, key, await unit.reconciler.reconcile(key, queue.failures(key)))
                 finally:
+                    unit.restated.discard(key)
+                    del unit.began[key]
                     queue.done(key)
 
     def _go_on(self, unit: _Unit, key: Key, outcome: Outcome) -> None:
         self._metrics.reconciles.labels(unit.name, outcome.result).inc()
+        if key in unit.restated and outcome.result in ("success", "requeue_after"):
+            unit.queue.add_after(key, self.options.batch)
         if outcome.result in ("retry", "error"):
             self._metrics.reconcile_errors.labels(unit.name).inc()
             if outcome.result == "error":
@@ -250,6 +268,13 @@ def watched_types(controllers: Sequence[Controller[Any, Any]]) -> list[ObjectTyp
         type_ for controller in controllers for type_ in (*controller.owns, *controller.reads) if type_.watched
     )
     return list(types)
+
+
+def _beside_status(manifest: Manifest | None) -> Manifest:
+    """All that is not changed by a write of the status."""
+    manifest = manifest or {"metadata": {}}
+    metadata = {name: value for name, value in manifest["metadata"].items() if name != "resourceVersion"}
+    return {name: value for name, value in manifest.items() if name != "status"} | {"metadata": metadata}
 
 
 def _group(api_version: str) -> str:

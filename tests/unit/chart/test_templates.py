@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cluster.tools import tool
+from controllers.runtime.manager import ManagerOptions
 from headrace.api import KINDS
 from headrace.api.chain import HTTP_PORT
 
@@ -108,6 +109,12 @@ def test_the_operator_survives_a_zone() -> None:
     assert weights == {"topology.kubernetes.io/zone": 100, "kubernetes.io/hostname": 50}
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert find("PodDisruptionBudget", "headrace-operator")["spec"]["maxUnavailable"] == 1
+
+
+def test_the_operator_has_time_to_end_in_good_order() -> None:
+    spec = find("Deployment", "headrace-operator")["spec"]["template"]["spec"]
+    # Besides the reconciles under way: the feed 5 s, Events 2 s, the tasks' end 5 s, giving the Lease back 5 s.
+    assert spec["terminationGracePeriodSeconds"] > 5 + ManagerOptions().drain + 2 + 5 + 5
 
 
 def test_selectors_never_change_with_values_or_versions() -> None:

@@ -70,10 +70,10 @@ class Observed:
 
 def gather(service: InferenceService, caches: Caches) -> Observed:
     """Read the caches."""
-    uid = service.metadata.uid
-    children = {type_: caches.owned(type_, uid) for type_ in CHILDREN}
+    namespace, uid = service.metadata.namespace, service.metadata.uid
+    children = {type_: caches.owned(type_, namespace, uid) for type_ in CHILDREN}
     deployments = by_name(children[DEPLOYMENT])
-    pods = [pod for pod in caches.owned(POD, uid) if not is_terminating(pod) and not is_finished(pod)]
+    pods = [pod for pod in caches.owned(POD, namespace, uid) if not is_terminating(pod) and not is_finished(pod)]
     router = Part(ROUTER, deployments.get(service.metadata.name), _of(ROUTER, pods))
     return Observed(
         router=router,

@@ -193,9 +193,9 @@ class CacheSet:
                 f"{type_.kind} is not watched: name it in the controller's `owns` or `reads`, with watched=True"
             ) from error
 
-    def owned(self, type_: ObjectType, owner_uid: str) -> Sequence[Manifest]:
-        """Objects of the type whose controlling owner has this uid, by name."""
-        return self.store(type_).owned(owner_uid)
+    def owned(self, type_: ObjectType, namespace: str, owner_uid: str) -> Sequence[Manifest]:
+        """Objects of the type that belong to the resource of this namespace and uid, by name."""
+        return self.store(type_).owned(namespace, owner_uid)
 
     def get(self, type_: ObjectType, key: Key) -> Manifest | None:
         """One object, or None when the cache has none."""

@@ -30,11 +30,11 @@ class PolicyRule:
 class Caches(Protocol):
     """Read-only view of the watch caches. Returned manifests are shared: never modify them."""
 
-    def owned(self, type_: ObjectType, owner_uid: str) -> Sequence[Manifest]:
-        """Objects of the type that belong to the resource with this uid, by name.
+    def owned(self, type_: ObjectType, namespace: str, owner_uid: str) -> Sequence[Manifest]:
+        """Objects of the type that belong to the resource of this namespace and uid, by name.
 
         An object belongs to the uid in its label `headrace.dev/owner-uid` where that is set (pods of a Deployment),
-        else to its controlling owner.
+        else to its controlling owner. One in another namespace never does, whatever its labels say.
         """
         ...
 

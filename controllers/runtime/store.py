@@ -80,7 +80,8 @@ class ObjectStore:
         self.type = type_
         self._parsed = parsed
         self._entries: dict[Key, _Entry] = {}
-        self._owned: dict[str, set[Key]] = {}
+        # By namespace and uid: labels can name any uid, but an owner has nothing outside its own namespace.
+        self._owned: dict[tuple[str, str], set[Key]] = {}
         self._gone: set[str] = set()  # uids that we deleted, until the watch has caught up
         self._listeners: list[Listener] = []
         self.seen: float = 0
@@ -105,9 +106,9 @@ class ObjectStore:
         entry = self._entries.get(key)
         return None if entry is None else entry.manifest()
 
-    def owned(self, owner_uid: str) -> Sequence[Manifest]:
-        """Objects whose controlling owner has this uid, by name."""
-        return [self._entries[key].manifest() for key in sorted(self._owned.get(owner_uid, ()))]
+    def owned(self, namespace: str, owner_uid: str) -> Sequence[Manifest]:
+        """Objects in this namespace whose owner has this uid, by name; see `owner_of`."""
+        return [self._entries[key].manifest() for key in sorted(self._owned.get((namespace, owner_uid), ()))]
 
     def all(self) -> Sequence[Manifest]:
         """Every object."""
@@ -164,7 +165,7 @@ class ObjectStore:
             self._unindex(key, before)
         self._entries[key] = entry
         if owner is not None:
-            self._owned.setdefault(owner.uid, set()).add(key)
+            self._owned.setdefault((key.namespace, owner.uid), set()).add(key)
         if before is not None and before.owner is not None and before.owner != owner:
             self._tell(key, before.owner)
         self._tell(key, owner)
@@ -204,10 +205,11 @@ class ObjectStore:
     def _unindex(self, key: Key, entry: _Entry) -> None:
         if entry.owner is None:
             return
-        keys = self._owned[entry.owner.uid]
+        owner = (key.namespace, entry.owner.uid)
+        keys = self._owned[owner]
         keys.discard(key)
         if not keys:
-            del self._owned[entry.owner.uid]
+            del self._owned[owner]
 
     def _tell(self, key: Key, owner: Owner | None) -> None:
         for listener in self._listeners:

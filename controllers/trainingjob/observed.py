@@ -28,7 +28,7 @@ class Observed:
 
 def gather(job: TrainingJob, caches: Caches) -> Observed:
     """Read the caches; no manifest is copied or changed."""
-    pods = by_name(caches.owned(POD, job.metadata.uid))
+    pods = by_name(caches.owned(POD, job.metadata.namespace, job.metadata.uid))
     nodes: dict[str, Manifest] = {}
     for name in {node_of(pod) for pod in pods.values()} - {""}:
         node = caches.get(NODE, Key("", name))

@@ -100,7 +100,7 @@ class WidgetController:
 
     def gather(self, resource: Widget, caches: Caches) -> Observed:
         """The Widget's pods."""
-        return Observed(caches.owned(POD, resource.metadata.uid))
+        return Observed(caches.owned(POD, resource.metadata.namespace, resource.metadata.uid))
 
     def plan(self, resource: Widget, observed: Observed, now: datetime) -> Plan:
         """Replace the group when one of it is lost."""

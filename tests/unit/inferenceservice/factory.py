@@ -68,8 +68,9 @@ class Cluster:
     def __init__(self) -> None:
         self.objects: dict[tuple[ObjectType, Key], Manifest] = {}
 
-    def owned(self, type_: ObjectType, owner_uid: str) -> Sequence[Manifest]:
-        found = (item for (of_type, _), item in sorted(self.objects.items(), key=_order) if of_type == type_)
+    def owned(self, type_: ObjectType, namespace: str, owner_uid: str) -> Sequence[Manifest]:
+        objects = sorted(self.objects.items(), key=_order)
+        found = (item for (of_type, key), item in objects if (of_type, key.namespace) == (type_, namespace))
         return [item for item in found if _owner(item) == owner_uid]
 
     def get(self, type_: ObjectType, key: Key) -> Manifest | None:

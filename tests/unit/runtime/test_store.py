@@ -64,18 +64,33 @@ def test_objects_are_found_by_their_controlling_owner_in_order_of_name() -> None
         store.put(pod(name, 1, owner="1"))
     store.put(pod("d", 2, owner="2"))
     store.put(pod("e", 3))
-    assert [item["metadata"]["name"] for item in store.owned("1")] == ["a", "b", "c"]
+    assert [item["metadata"]["name"] for item in store.owned("ns", "1")] == ["a", "b", "c"]
     store.deleted(pod("b", 4, owner="1"))
-    assert [item["metadata"]["name"] for item in store.owned("1")] == ["a", "c"]
-    assert store.owned("3") == []
+    assert [item["metadata"]["name"] for item in store.owned("ns", "1")] == ["a", "c"]
+    assert store.owned("ns", "3") == []
 
 
 def test_pods_of_a_deployment_are_found_by_the_labels_of_their_resource() -> None:
     store = ObjectStore(POD)
     labels = {OWNER_UID: "svc-uid", OWNER_KIND: "InferenceService", "app.kubernetes.io/instance": "digits"}
     store.put(pod("a", 1, owner="replica-set", labels=labels))
-    assert len(store.owned("svc-uid")) == 1
+    assert len(store.owned("ns", "svc-uid")) == 1
     assert store.owner(key("a")) == Owner("headrace.dev/v1alpha1", "InferenceService", key("digits"), "svc-uid")
+
+
+def test_an_object_of_another_namespace_is_not_the_owners_whatever_its_labels_say() -> None:
+    """A Deployment that was exported and applied elsewhere carries the labels of the first one's resource."""
+    store = ObjectStore(POD)
+    labels = {OWNER_UID: "svc-uid", OWNER_KIND: "InferenceService", "app.kubernetes.io/instance": "digits"}
+    heard: list[Key | None] = []
+    store.subscribe(lambda _, owner: heard.append(owner.key if owner else None))
+    store.put(pod("mine", 1, labels=labels))
+    store.put(pod("mine", 2, uid="forged", labels=labels, namespace="elsewhere"))
+    store.put(pod("other", 3, uid="child", owner="svc-uid", namespace="elsewhere"))
+    assert [item["metadata"]["uid"] for item in store.owned("ns", "svc-uid")] == ["uid-mine"]
+    assert heard == [key("digits"), Key("elsewhere", "digits"), Key("elsewhere", "job-svc-uid")]
+    store.deleted(pod("mine", 4, uid="forged", labels=labels, namespace="elsewhere"))
+    assert [item["metadata"]["uid"] for item in store.owned("ns", "svc-uid")] == ["uid-mine"]
 
 
 def test_both_owners_hear_of_an_object_that_changes_hands() -> None:

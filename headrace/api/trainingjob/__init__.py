@@ -1,0 +1,28 @@
+"""TrainingJob: a distributed training run that survives its pods."""
+
+from headrace.api.trainingjob.checkpoint import Checkpoint, Storage
+from headrace.api.trainingjob.kind import TrainingJob
+from headrace.api.trainingjob.lifecycle import RestartPolicy
+from headrace.api.trainingjob.sources import GitSource, Script
+from headrace.api.trainingjob.spec import TrainingJobSpec
+from headrace.api.trainingjob.status import Progress, TrainingJobStatus, WorkerCounts, WorkerPlace
+from headrace.api.trainingjob.topology import GPU, Topology
+from headrace.api.trainingjob.trainers import ClassifierTrainer, Dataset
+
+__all__ = [
+    "GPU",
+    "Checkpoint",
+    "ClassifierTrainer",
+    "Dataset",
+    "GitSource",
+    "Progress",
+    "RestartPolicy",
+    "Script",
+    "Storage",
+    "Topology",
+    "TrainingJob",
+    "TrainingJobSpec",
+    "TrainingJobStatus",
+    "WorkerCounts",
+    "WorkerPlace",
+]

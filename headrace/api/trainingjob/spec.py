@@ -1,0 +1,158 @@
+"""The spec of a TrainingJob, and the rules between its fields."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from headrace.api.meta import PodOptions
+from headrace.api.schema import LIST_ATOMIC, ImageName, Rule, rules
+from headrace.api.trainingjob.checkpoint import Checkpoint, Storage
+from headrace.api.trainingjob.lifecycle import RestartPolicy
+from headrace.api.trainingjob.sources import Script
+from headrace.api.trainingjob.topology import GPU, Topology
+from headrace.api.trainingjob.trainers import ClassifierTrainer
+
+RESERVED_ENV = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "POD_NAME",
+    "POD_NAMESPACE",
+    "HEADRACE_JOB",
+    "HEADRACE_RUN_ID",
+    "HEADRACE_ATTEMPT",
+    "HEADRACE_CLASSIFIER",
+    "HEADRACE_STORAGE_URI",
+    "HEADRACE_CHECKPOINT_INTERVAL",
+    "HEADRACE_CHECKPOINT_KEEP",
+    "PET_NNODES",
+    "PET_NODE_RANK",
+    "PET_NPROC_PER_NODE",
+    "PET_MASTER_ADDR",
+    "PET_MASTER_PORT",
+)
+"""Environment of a worker that the job itself sets."""
+
+
+def _fixed(*fields: str) -> tuple[Rule, ...]:
+    """Transition rules: these fields stay as they were, for the workers that run were made from them."""
+    return tuple(
+        Rule(
+            f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+            f"{field} cannot change once the job exists, its workers are made from it: "
+            "create a TrainingJob with another name, or delete this one first",
+            f".{field}",
+        )
+        for field in fields
+    )
+
+
+Argument = Annotated[str, Field(max_length=131_072)]
+"""One word of a command line, at most what Linux takes (MAX_ARG_STRLEN)."""
+
+
+@rules(
+    Rule(
+        "[has(self.classifier), has(self.script), has(self.command)].filter(x, x).size() == 1",
+        "set exactly one of classifier (built-in trainer), script and command",
+        check=lambda spec: [spec.classifier, spec.script, spec.command].count(None) == 2,
+    ),
+    Rule(
+        "!has(self.command) || has(self.image)",
+        "command needs an image to run in: set image",
+        ".image",
+        lambda spec: spec.command is None or spec.image is not None,
+    ),
+    Rule(
+        "!has(self.script) || !has(self.script.path) || has(self.image)",
+        "script.path is a file inside the image: set image",
+        ".image",
+        lambda spec: spec.script is None or spec.script.path is None or spec.image is not None,
+    ),
+    Rule(
+        "!has(self.classifier) || !has(self.args) || self.args.size() == 0",
+        "the built-in trainer takes no arguments: set the fields of classifier, or move args to a script",
+        ".args",
+        lambda spec: spec.classifier is None or not spec.args,
+    ),
+    Rule(
+        "!has(self.classifier) || self.classifier.batchSize >= self.numWorkers * (has(self.gpu) ? self.gpu.count : 1)",
+        "classifier.batchSize is shared by all processes, and each needs a row: "
+        "raise it to numWorkers (times gpu.count), or ask for fewer workers",
+        ".classifier",
+        lambda spec: spec.classifier is None or spec.classifier.batch_size >= spec.processes,
+    ),
+    Rule(
+        "!has(self.gpu) || !has(self.resources) || "
+        "((!has(self.resources.limits) || !(self.gpu.resourceName in self.resources.limits)) && "
+        "(!has(self.resources.requests) || !(self.gpu.resourceName in self.resources.requests)))",
+        "the GPU resource is set by gpu.count: remove it from resources",
+        ".resources",
+        lambda spec: (
+            spec.gpu is None or spec.gpu.resource_name not in {**spec.resources.limits, **spec.resources.requests}
+        ),
+    ),
+    Rule(
+        f"!has(self.env) || self.env.all(e, !(e.name in [{', '.join(repr(name) for name in RESERVED_ENV)}]))",
+        "the job itself sets torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, PET_NNODES, …), POD_NAME, "
+        "POD_NAMESPACE and those of its run (HEADRACE_JOB, HEADRACE_STORAGE_URI, …): remove them from env",
+        ".env",
+        lambda spec: not {variable.name for variable in spec.env} & set(RESERVED_ENV),
+    ),
+    *_fixed(
+        "numWorkers",
+        "image",
+        "classifier",
+        "script",
+        "command",
+        "args",
+        "gpu",
+        "topology",
+        "storage",
+        "checkpoint",
+        "resources",
+        "env",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "imagePullSecrets",
+        "priorityClassName",
+        "serviceAccountName",
+    ),
+)
+class TrainingJobSpec(PodOptions):
+    """What to train, on how many workers, and where its results go."""
+
+    num_workers: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Worker pods."""
+    image: ImageName | None = None
+    """Container image; by default the trainer image of this release, with PyTorch."""
+    classifier: ClassifierTrainer | None = None
+    """Built-in trainer for classification."""
+    script: Script | None = None
+    """Your own PyTorch script."""
+    command: Annotated[list[Argument], Field(min_length=1, max_length=256, json_schema_extra=LIST_ATOMIC)] | None = None
+    """Your own entry point, run as it is under torchrun's environment."""
+    args: Annotated[list[Argument], Field(max_length=1024, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
+    """Arguments of the script or command."""
+    gpu: GPU | None = None
+    """GPUs of each worker; without it training runs on CPU with gloo."""
+    topology: Topology = Field(default_factory=Topology)
+    """How the workers exchange gradients and where they sit."""
+    storage: Storage | None = None
+    """Where checkpoints and the model go; by default s3://headrace/<namespace>/<name> in the embedded store."""
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    """When the state of a run is saved."""
+    restart_policy: RestartPolicy = Field(default_factory=RestartPolicy)
+    """How often a failed run is started again; the one field that may change while the job runs."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of the whole group: one per worker, or one per GPU."""
+        return self.num_workers * (self.gpu.count if self.gpu else 1)

@@ -20,6 +20,7 @@ from controllers.trainingjob.names import (
     worker_name,
 )
 from headrace.api.meta import parse_quantity
+from headrace.api.schema import Model
 from headrace.api.trainingjob import GitSource, TrainingJob
 
 ZONE = "topology.kubernetes.io/zone"
@@ -227,6 +228,7 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
         pods.variable("HEADRACE_STORAGE_URI", storage_uri(job, settings)),
         pods.variable("HEADRACE_CHECKPOINT_INTERVAL", spec.checkpoint.interval),
         pods.variable("HEADRACE_CHECKPOINT_KEEP", spec.checkpoint.keep),
+        pods.variable("HEADRACE_TOPOLOGY", _json(spec.topology)),
         pods.variable("MASTER_ADDR", master),
         pods.variable("MASTER_PORT", MASTER_PORT),
         pods.variable("PET_NNODES", spec.num_workers),
@@ -245,9 +247,12 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
             pods.variable("GROUP_RANK", index),
         ]
     if spec.classifier:
-        classifier = json.dumps(spec.classifier.manifest(), separators=(",", ":"), sort_keys=True)
-        env.append(pods.variable("HEADRACE_CLASSIFIER", classifier))
+        env.append(pods.variable("HEADRACE_CLASSIFIER", _json(spec.classifier)))
     return env
+
+
+def _json(model: Model) -> str:
+    return json.dumps(model.manifest(), separators=(",", ":"), sort_keys=True)
 
 
 def threads(job: TrainingJob) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
 
 from headrace.api.meta import parse_duration
+from headrace.api.trainingjob import Topology
 from headrace.training.errors import ConfigurationError
 
 
@@ -24,6 +27,7 @@ class Environment:
         run_id: HEADRACE_RUN_ID, differs between two jobs of the same name; empty outside Kubernetes.
         attempt: HEADRACE_ATTEMPT, 1 for the first start of the group.
         storage_uri: HEADRACE_STORAGE_URI, folder of the run; empty: nothing is stored.
+        topology: HEADRACE_TOPOLOGY, the JSON of spec.topology: how the processes work together.
         checkpoint_interval: HEADRACE_CHECKPOINT_INTERVAL in seconds.
         checkpoint_keep: HEADRACE_CHECKPOINT_KEEP.
         collective_timeout: HEADRACE_COLLECTIVE_TIMEOUT in seconds: a collective that takes longer fails the attempt.
@@ -39,6 +43,7 @@ class Environment:
     run_id: str = ""
     attempt: int = 1
     storage_uri: str = ""
+    topology: Topology = field(default_factory=Topology)
     checkpoint_interval: float = 30.0
     checkpoint_keep: int = 2
     collective_timeout: float = 300.0
@@ -73,11 +78,28 @@ class Environment:
             run_id=values.get("HEADRACE_RUN_ID", ""),
             attempt=_integer(values, "HEADRACE_ATTEMPT", 1, 1),
             storage_uri=values.get("HEADRACE_STORAGE_URI", "").rstrip("/"),
+            topology=_topology(values),
             checkpoint_interval=_seconds(values, "HEADRACE_CHECKPOINT_INTERVAL", "30s"),
             checkpoint_keep=_integer(values, "HEADRACE_CHECKPOINT_KEEP", 2, 1),
             collective_timeout=_seconds(values, "HEADRACE_COLLECTIVE_TIMEOUT", "5m"),
             rendezvous_timeout=_seconds(values, "HEADRACE_RENDEZVOUS_TIMEOUT", "10m"),
         )
+
+
+def _topology(values: Mapping[str, str]) -> Topology:
+    text = values.get("HEADRACE_TOPOLOGY", "")
+    if not text:
+        return Topology()
+    try:
+        return Topology.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(
+            f"HEADRACE_TOPOLOGY {path}".rstrip(),
+            f"{first.get('input')!r:.100}: {first['msg']}",
+            "set it to the JSON of a TrainingJob's spec.topology, of the release that made the image",
+        ) from error
 
 
 def _integer(values: Mapping[str, str], name: str, default: int, least: int) -> int:

@@ -116,6 +116,11 @@ class ControlPlane:
         return self.folder / "pki" / "apiserver.crt"
 
     @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of what runs, by program."""
+        return {server.name: server.pid for server in (self._etcd, self._api_server) if server is not None}
+
+    @property
     def service_account_key(self) -> Path:
         """Private key that signs ServiceAccount tokens (PEM)."""
         return self.folder / "service-account.key"

@@ -104,17 +104,22 @@ def node(number: int) -> dict[str, object]:
 
 
 @contextmanager
-def simulated_nodes(plane: ControlPlane, count: int) -> Iterator[None]:
-    """Run kube-controller-manager, kube-scheduler and kwok against a control plane that serves, with `count` nodes."""
+def simulated_nodes(plane: ControlPlane, count: int) -> Iterator[dict[str, int]]:
+    """Run kube-controller-manager, kube-scheduler and kwok against a control plane that serves, with `count` nodes.
+
+    Yields the process ids of the three, by program.
+    """
     tools(["kube-controller-manager", "kube-scheduler", "kwok"])
     manager_port, scheduler_port, kwok_port = free_ports(3)
     fast = ["--kube-api-qps=1000", "--kube-api-burst=2000", "--leader-elect=false", feature_gates_flag()]
     kubeconfig = f"--kubeconfig={plane.kubeconfig}"
+    pids: dict[str, int] = {}
     with ExitStack() as stack:
 
         def serve(name: str, port: int, scheme: str, flags: Sequence[str | Path]) -> None:
             server = Server([tool(name), *flags], plane.folder / f"{name}.log")
             stack.callback(server.stop)
+            pids[name] = server.pid
             if scheme == "http":
                 server.wait_for(urllib.request.Request(f"http://127.0.0.1:{port}/healthz"))
 
@@ -163,4 +168,4 @@ def simulated_nodes(plane: ControlPlane, count: int) -> Iterator[None]:
         kubectl: list[str | Path] = [tool("kubectl"), "--kubeconfig", plane.kubeconfig]
         output([*kubectl, "create", "-f", "-"], stdin=json.dumps(nodes))
         output([*kubectl, "wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])
-        yield
+        yield pids

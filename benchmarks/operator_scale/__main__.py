@@ -2,7 +2,8 @@
 
 A real kube-apiserver, etcd, kube-scheduler and kube-controller-manager; nodes and kubelets are simulated by kwok; the
 operator is the released program in a process of its own. Everything shares this machine, so the figures include what
-the rest of the control plane takes. Each size runs on a fresh control plane. Prints one JSON line.
+the rest of the control plane takes: it is given by program. Each size runs on a fresh control plane, once that has
+come to rest. Prints one JSON line.
 
 Latency of a resource is the time from the moment that its creation was acknowledged until a watch shows the
 condition Ready=True for its present generation, that is, all of its workers run.
@@ -28,6 +29,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.operator_scale.accounting import Account, peak_mib, requests_served, wait_until_quiet
 from cluster.controlplane import ControlPlane, free_ports
 from cluster.kwok import simulated_nodes
 from cluster.process import output
@@ -50,8 +52,10 @@ class Result:
         p50_s: Median latency of one resource.
         p99_s: 99th percentile.
         api_calls_per_resource: Requests of the operator to the API server, watches and Lease included.
-        cpu_ms_per_resource: CPU time of the operator.
+        api_requests_per_resource: Requests of everybody that the API server answered, watches left out.
+        cpu_ms_per_resource: CPU time by program; `elsewhere` is what the rest of the machine used meanwhile.
         rss_mib: Peak resident memory of the operator.
+        requests: Requests by verb and resource, for each resource of the benchmark.
     """
 
     resources: int
@@ -60,8 +64,10 @@ class Result:
     p50_s: float
     p99_s: float
     api_calls_per_resource: float
-    cpu_ms_per_resource: float
+    api_requests_per_resource: float
+    cpu_ms_per_resource: dict[str, float]
     rss_mib: float
+    requests: dict[str, float]
 
 
 def job(number: int, workers: int) -> dict[str, Any]:
@@ -139,16 +145,12 @@ async def measure(
         return created_all, max(ready.values()) - started, sorted(ready[name] - created[name] for name in created)
 
 
-def operator_figures(pid: int, metrics_port: int) -> tuple[float, float, float]:
-    """API calls so far, CPU seconds so far, peak resident MiB."""
+def calls_made(metrics_port: int) -> float:
+    """API calls of the operator so far."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10).read().decode()
-    calls = sum(
+    return sum(
         float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("rest_client_requests_total{")
     )
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    peak = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return calls, seconds, int(peak.split()[1]) / 1024
 
 
 def run(count: int, workers: int, folder: Path) -> Result:
@@ -171,14 +173,24 @@ def run(count: int, workers: int, folder: Path) -> Result:
             "HEADRACE_METRICS_PORT": str(metrics_port),
             "HEADRACE_HEALTH_PORT": str(health_port),
         }
-        with simulated_nodes(plane, max(30, count * workers // 200)), (folder / "operator.log").open("wb") as log:
+        with (
+            simulated_nodes(plane, max(30, count * workers // 200)) as simulation,
+            (folder / "operator.log").open("wb") as log,
+        ):
             operator = subprocess.Popen([sys.executable, ROOT / "operator"], env=environment, stdout=log, stderr=log)
             wait_until_leading(operator, metrics_port)
-            calls_before, seconds_before, _ = operator_figures(operator.pid, metrics_port)
-            created, all_running, latencies = asyncio.run(
-                measure(json.loads(plane.kubeconfig.read_text()), plane.certificate_authority, count, workers)
-            )
-            calls, seconds, rss = operator_figures(operator.pid, metrics_port)
+            wait_until_quiet(plane.pids["kube-apiserver"])
+            config = json.loads(plane.kubeconfig.read_text())
+            asked = plane.url, config["users"][0]["user"]["token"], plane.certificate_authority
+            served_before = requests_served(*asked)
+            calls_before = calls_made(metrics_port)
+            everybody = {**plane.pids, **simulation, "operator": operator.pid, "load generator": os.getpid()}
+            account = Account(everybody)
+            created, all_running, latencies = asyncio.run(measure(config, plane.certificate_authority, count, workers))
+            used = account.close()
+            calls = calls_made(metrics_port) - calls_before
+            rss = peak_mib(operator.pid)
+            served = requests_served(*asked) - served_before
             operator.send_signal(signal.SIGTERM)
             operator.wait(30)
         return Result(
@@ -187,9 +199,11 @@ def run(count: int, workers: int, folder: Path) -> Result:
             all_running_s=round(all_running, 2),
             p50_s=round(latencies[len(latencies) // 2], 2),
             p99_s=round(latencies[int(len(latencies) * 0.99)], 2),
-            api_calls_per_resource=round((calls - calls_before) / count, 2),
-            cpu_ms_per_resource=round((seconds - seconds_before) / count * 1000, 2),
+            api_calls_per_resource=round(calls / count, 2),
+            api_requests_per_resource=round(served.total() / count, 2),
+            cpu_ms_per_resource={name: round(seconds / count * 1000, 2) for name, seconds in used.items()},
             rss_mib=round(rss, 1),
+            requests={name: round(n / count, 2) for name, n in served.most_common() if n >= count / 100},
         )
     finally:
         if operator is not None and operator.poll() is None:

@@ -24,6 +24,20 @@ Schema = dict[str, Any]
 CATEGORY = "headrace"
 """``kubectl get headrace`` lists every resource of the platform."""
 
+UNSEEN: Schema = {
+    "conditions": [
+        {
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": "Pending",
+            "message": "nothing was reported yet; if this stays, see whether the operator runs",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+        }
+    ]
+}
+"""The status of a resource until its controller writes one: without any, kstatus (Argo CD, Flux) would take a resource
+for well in its first moments, and `kubectl get` would show nothing when no operator runs."""
+
 _DROPPED = frozenset({"title", "$defs"})
 _INT32 = 2**31 - 1
 
@@ -107,7 +121,7 @@ def openapi(resource: type[Resource]) -> Schema:
             "kind": {"type": "string", "description": f"Kind of this resource: {resource.info.kind}."},
             "metadata": {"type": "object"},
             "spec": properties["spec"],
-            "status": _without_defaults(properties["status"]),
+            "status": _status(properties["status"]),
         },
     }
     if validations := root.get("x-kubernetes-validations"):
@@ -168,6 +182,13 @@ def _position(key: str) -> tuple[int, str]:
     if key in ("required", "properties", "items", "additionalProperties"):
         return 2, ""
     return (0, f"{_ORDER.index(key)}") if key in _ORDER else (1, key)
+
+
+def _status(node: Schema) -> Schema:
+    result = _without_defaults(node)
+    if "conditions" in result.get("properties", {}):
+        result["default"] = UNSEEN
+    return {key: result[key] for key in sorted(result, key=_position)}
 
 
 def _without_defaults(node: Schema) -> Schema:

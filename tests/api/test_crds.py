@@ -145,12 +145,24 @@ def test_one_line_says_who_answers_for_a_service(rest: Rest) -> None:
     }
 
 
+@pytest.mark.parametrize("base", [GOOD_JOB, GOOD_SERVICE], ids=["TrainingJob", "InferenceService"])
+def test_what_no_operator_has_seen_yet_is_not_taken_for_well(rest: Rest, base: Manifest) -> None:
+    """kstatus takes a resource without conditions for Current; Unknown is InProgress."""
+    made = create(rest, base, "unseen")
+    (row,) = table(rest, path_of(made))
+    assert (row["Ready"], row["Reason"]) == ("Unknown", "Pending")
+    mine = {"observedGeneration": 1, "conditions": ready("False", "Starting")}
+    body = {"apiVersion": base["apiVersion"], "kind": base["kind"], "metadata": {"name": "unseen"}, "status": mine}
+    answer = rest("PATCH", f"{path_of(made)}/status", body, content_type=APPLY, fieldManager="headrace")
+    assert answer.body["status"] == mine, "nothing of the default stays"
+
+
 def test_status_is_changed_through_its_own_door_only(rest: Rest) -> None:
     job = create(rest, GOOD_JOB, "doors")
     rest("PATCH", path_of(job), {"status": {"attempt": 7}}, content_type=MERGE)
     rest("PATCH", f"{path_of(job)}/status", {"spec": {"numWorkers": 9}}, content_type=MERGE)
     now = rest("GET", path_of(job)).body
-    assert "status" not in now
+    assert "attempt" not in now["status"]
     assert now["spec"]["numWorkers"] == 3
     assert now["metadata"]["generation"] == 1
 

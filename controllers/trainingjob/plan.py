@@ -77,7 +77,7 @@ def go_on(run: Run, settings: Settings) -> Plan:
     new = status.going_on(run, settings)
     again = look_again(run)
     hold = status.may_wait(run, new)
-    if hold is not None and not missing:
+    if hold is not None:
         return Plan(applies=applies, requeue_after=min(hold, again or hold))
     return Plan(
         applies=applies,
@@ -175,13 +175,14 @@ def removals(run: Run, pods: Iterable[Manifest]) -> list[Delete]:
 def transitions(run: Run, before: TrainingJobStatus | None, new: status.Status) -> Iterable[Event]:
     """Events for what the new status says and the one before did not."""
     earlier = before or TrainingJobStatus()
-    if earlier.attempt < run.attempt or is_true(earlier, "Restarting"):
-        yield _event(
-            "Normal", "Started", f"attempt {run.attempt} starts with {status.workers(len(run.workers))}", "Start"
-        )
     now = {item["type"]: item for item in new["conditions"]}
     was = condition_of(earlier, "Ready")
     ready = now["Ready"]
+    begins = earlier.attempt < run.attempt or is_true(earlier, "Restarting")
+    if begins and ready["status"] != "True":  # "Running" says it too
+        yield _event(
+            "Normal", "Started", f"attempt {run.attempt} starts with {status.workers(len(run.workers))}", "Start"
+        )
     if was is None or (was.status, was.reason) != (ready["status"], ready["reason"]):
         if ready["status"] == "True":
             yield _event("Normal", "Running", ready["message"])

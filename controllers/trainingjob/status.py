@@ -17,7 +17,7 @@ from controllers.runtime.settings import Settings
 from controllers.trainingjob.builders import ZONE, storage_uri
 from controllers.trainingjob.failure import Outcome, Verdict
 from controllers.trainingjob.names import processes_per_worker, selector
-from controllers.trainingjob.readiness import problem, worker_is_unschedulable
+from controllers.trainingjob.readiness import STARTING, problem, worker_is_unschedulable
 from controllers.trainingjob.report import MalformedReportError, Report, read
 from controllers.trainingjob.run import Run, condition_of, is_true
 from headrace.api.trainingjob import TrainingJob, TrainingJobStatus, WorkerCounts, WorkerPlace
@@ -139,21 +139,40 @@ def may_wait(run: Run, status: Status) -> timedelta | None:
     """How long a write of this status may wait for more to come, or None when it is due.
 
     A group of N workers comes up in some 2N pod events within moments. Whatever changes a verdict is written at
-    once; counts and places of an attempt that has only just begun are gathered.
+    once; that an attempt is starting, and counts and places of one that has only just begun, are gathered.
     """
-    before = run.job.status
-    created = [at for pod in run.present if (at := moment(pod["metadata"].get("creationTimestamp"))) is not None]
-    if before is None or before.attempt != status["attempt"] or not created:
+    before = run.job.status or TrainingJobStatus()
+    if not _unspoken(run, before, status) and _is_news(before, status):
         return None
+    created = [at for pod in run.present if (at := moment(pod["metadata"].get("creationTimestamp"))) is not None]
+    if len(run.present) < len(run.workers):
+        created.append(run.now)  # made by this reconcile
+    age = run.now - max(created, default=run.now)
+    # A clock that runs behind the API server's must not hold a write back for long.
+    return SETTLING - age if timedelta(0) <= age < SETTLING else None
+
+
+def _unspoken(run: Run, before: TrainingJobStatus, status: Status) -> bool:
+    """Nothing was ever written about the job, and there is nothing to say but that it is starting.
+
+    The first attempt needs no record: its pods carry all that there is to know of it.
+    """
+    now = next(item for item in status["conditions"] if item["type"] == "Ready")
+    was = condition_of(before, "Ready")
+    return run.attempt == 1 and (was is None or was.status == "Unknown") and now["reason"] == STARTING
+
+
+def _is_news(before: TrainingJobStatus, status: Status) -> bool:
+    """The status says something else than before of how the job is, not only of how far."""
+    if before.attempt != status["attempt"]:
+        return True
     for item in status["conditions"]:
         earlier = condition_of(before, item["type"])
         if earlier is None or (item["type"] != "Scheduled" and earlier.status != item["status"]):
-            return None
+            return True
         if item["type"] == "Ready" and earlier.reason != item["reason"]:
-            return None
-    age = run.now - max(created)
-    # A clock that runs behind the API server's must not hold a write back for long.
-    return SETTLING - age if timedelta(0) <= age < SETTLING else None
+            return True
+    return False
 
 
 def _status(run: Run, settings: Settings, figures: Mapping[str, Any], wanted: Sequence[Wanted]) -> Status:

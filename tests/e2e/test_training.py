@@ -55,7 +55,7 @@ def test_three_workers_in_three_zones_reach_what_one_reaches(kube: Kube) -> None
     assert abs(accuracy["three"] - accuracy["one"]) <= ONE_WORKER_NOISE, accuracy
     assert min(accuracy.values()) > 0.94, accuracy
     assert "accuracy" in kube.run("logs", "three-worker-0")
-    assert {"Started", "Succeeded"} <= kube.events("three")
+    assert {"Running", "Succeeded"} <= kube.events("three")
 
     kube.delete("trainingjob", "three", "one")
     wait_for("children are gone", lambda: not pods_of(kube, "three"), seconds=60)

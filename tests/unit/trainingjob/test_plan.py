@@ -14,10 +14,12 @@ from controllers.runtime.plan import Plan
 from controllers.trainingjob.controller import TrainingJobController
 from controllers.trainingjob.observed import Observed
 from controllers.trainingjob.plan import backoff
+from headrace.api.crd import UNSEEN
 from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
 from tests.unit.trainingjob.worlds import (
     NODES,
     SETTINGS,
+    ago,
     condition,
     conditions,
     ended,
@@ -65,7 +67,8 @@ def written(of: TrainingJob) -> TrainingJobStatus:
 
 
 def begun(of: TrainingJob = JOB) -> TrainingJob:
-    return with_status(of, planned(of).status)
+    """Workers are being started and that is on record."""
+    return with_status(of, planned(of, pods(*[fresh] * of.spec.num_workers, of=of)).status)
 
 
 def under_way(of: TrainingJob = JOB) -> TrainingJob:
@@ -80,10 +83,24 @@ def test_the_controller_is_what_the_runtime_expects() -> None:
     assert controller.rules[0].resource_names == ("headrace-worker",)
 
 
-def test_a_new_job_gets_its_workers_and_says_so() -> None:
+def test_a_new_job_gets_its_workers() -> None:
     plan = planned(JOB)
     assert names(plan) == ["digits-worker-0", "digits-worker-1", "digits-worker-2"]
     assert SERVICE in [item.type for item in plan.applies]
+    assert plan.status is None
+    assert plan.requeue_after == timedelta(seconds=3)
+
+
+def test_workers_that_start_at_once_are_one_write_and_one_event() -> None:
+    plan = planned(JOB, pods(running, running, running, age=2))
+    assert condition(plan, "Ready")["status"] == "True"
+    assert reasons(plan) == ["Running"]
+    assert status(plan)["startTime"] == "2026-01-01T11:59:58Z"
+
+
+def test_a_start_that_takes_longer_is_said() -> None:
+    assert planned(JOB, pods(running, scheduled, fresh, age=2)).status is None
+    plan = planned(JOB, pods(fresh, fresh, fresh, age=3))
     assert reasons(plan) == ["Started"]
     assert (status(plan)["attempt"], status(plan)["restarts"]) == (1, 0)
     assert status(plan)["workers"] == {"total": 3, "ready": 0, "succeeded": 0, "summary": "0/3"}
@@ -123,6 +140,21 @@ def test_nothing_is_said_or_asked_for_while_nothing_changes() -> None:
     assert not plan.events
     assert not plan.deletes
     assert plan.requeue_after is None
+
+
+@pytest.mark.parametrize("before", [None, UNSEEN], ids=["no status", "the default"])
+def test_a_job_that_cannot_start_says_so_at_once(before: Any) -> None:
+    new = JOB if before is None else with_status(JOB, before)
+    plan = planned(new, pods(lambda item: waiting(item, "ErrImagePull", "not found"), fresh, fresh, age=0))
+    assert condition(plan, "Ready")["reason"] == "ImagePullFailed"
+    assert status(plan)["attempt"] == 1
+
+
+def test_what_is_wrong_before_the_first_worker_is_taken_back_at_once() -> None:
+    """The runtime said that the workers could not be made; now they are."""
+    refused = {"type": "Ready", "status": "False", "reason": "QuotaExceeded", "lastTransitionTime": ago(9)}
+    plan = planned(with_status(JOB, {"conditions": [refused]}))
+    assert condition(plan, "Ready")["reason"] == "Starting"
 
 
 def test_the_first_moments_are_gathered_into_one_write() -> None:

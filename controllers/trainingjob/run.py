@@ -31,6 +31,8 @@ from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
 
 NODE_NOT_READY_AFTER = timedelta(seconds=30)
 """Time for a kubelet that itself says it is not ready. Ready=Unknown has the cluster's own grace period behind it."""
+NODE_KNOWN_AFTER = timedelta(minutes=2)
+"""Age of a binding at which its node is cached if it exists: a dead watch is noticed after 100 s (`cache.SILENCE`)."""
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 
 
@@ -88,14 +90,19 @@ class Run:
         return worker_name(self.job.metadata.name, index)
 
     def node_trouble(self, pod: Manifest) -> str | None:
-        """Why the pod's node must be given up, or None. An absent node counts only where its pod is not well either."""
+        """Why the pod's node must be given up, or None.
+
+        That the cache has no such node may only mean that it lags behind: it counts where the pod is on its way out, or
+        is not well and has been on the node for longer than a watch can stall unnoticed. (The cluster itself deletes
+        the pods of a node that is gone, whatever their age.)
+        """
         name = node_of(pod)
         if not name:
             return None
         node = self.observed.nodes.get(name)
         if node is None:
-            gone = is_terminating(pod) or has_condition(pod, "Ready", "False")
-            return f"node {name} no longer exists" if gone else None
+            unwell = has_condition(pod, "Ready", "False") and self._is_settled(pod)
+            return f"node {name} no longer exists" if unwell or is_terminating(pod) else None
         if any(taint["key"] == OUT_OF_SERVICE for taint in node.get("spec", {}).get("taints") or ()):
             return f"node {name} is out of service"
         ready = condition(node, "Ready")
@@ -105,6 +112,11 @@ class Run:
         if ready["status"] == "False" and since is not None and self.now - since < NODE_NOT_READY_AFTER:
             return None
         return f"node {name} is not ready ({ready.get('reason') or 'no reason given'})"
+
+    def _is_settled(self, pod: Manifest) -> bool:
+        scheduled = condition(pod, "PodScheduled")
+        since = moment(scheduled.get("lastTransitionTime")) if scheduled is not None else None
+        return since is not None and self.now - since >= NODE_KNOWN_AFTER
 
 
 def attempt_of(pod: Manifest) -> int:

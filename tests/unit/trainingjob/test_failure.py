@@ -7,11 +7,14 @@ from datetime import timedelta
 
 import pytest
 
+from controllers.runtime.cache import SILENCE
 from controllers.runtime.objects import Manifest
 from controllers.trainingjob.failure import Outcome, judge, settling
+from controllers.trainingjob.run import NODE_KNOWN_AFTER
 from headrace.api.trainingjob import TrainingJob
 from tests.unit.trainingjob.worlds import (
     NODES,
+    ago,
     conditions,
     ended,
     job,
@@ -248,14 +251,37 @@ def test_a_node(broken: Manifest, lost: bool) -> None:
         assert "node-b" in verdict.message
 
 
+def bound(item: Manifest, seconds: float) -> Manifest:
+    """The pod was bound to its node this long ago."""
+    (at,) = (c for c in item["status"]["conditions"] if c["type"] == "PodScheduled")
+    at["lastTransitionTime"] = ago(seconds)
+    return item
+
+
 def test_a_node_that_is_not_in_the_cache_counts_as_lost_only_when_its_pod_is_unwell() -> None:
-    pods = [running(pod(JOB, index)) for index in range(3)]
+    pods = [bound(running(pod(JOB, index)), 300) for index in range(3)]
     here = [NODES[0], NODES[2]]
     assert judge(run_of(JOB, pods, here)) is None
     conditions(pods[1], Ready="False")
     verdict = judge(run_of(JOB, pods, here))
     assert verdict is not None
     assert verdict.reason == "NodeLost"
+
+
+def test_a_worker_that_starts_on_a_node_that_the_cache_has_not_seen_yet_is_left_alone() -> None:
+    """A node that was just added, while the watch of nodes stalls for up to `SILENCE`."""
+    assert timedelta(seconds=SILENCE) < NODE_KNOWN_AFTER
+    here = [NODES[0], NODES[2]]
+    pods = [running(pod(JOB, 0)), waiting(pod(JOB, 1), "ContainerCreating"), running(pod(JOB, 2))]
+    conditions(pods[1], Ready="False")
+    for age, lost in ((1, False), (SILENCE, False), (NODE_KNOWN_AFTER.total_seconds(), True)):
+        bound(pods[1], age)
+        assert (judge(run_of(JOB, pods, here)) is not None) == lost, age
+    # Whoever deletes it knows better, as the garbage collector of pods does.
+    bound(pods[1], 50)
+    verdict = judge(run_of(JOB, [pods[0], terminating(pods[1]), pods[2]], here))
+    assert verdict is not None
+    assert verdict.outcome == Outcome.LOST
 
 
 def test_a_finished_worker_does_not_mind_its_node() -> None:

@@ -131,14 +131,13 @@ def files(controllers: Iterable[Controller[Any, Any]]) -> dict[str, str]:
 
 
 def chart_controllers() -> list[Controller[Any, Any]]:
-    """Every controller, with the chart's template in the place of names that a release decides on."""
+    """Every controller, as the chart's rules are made from them."""
     # Imported here, so that the rules above depend on no kind.
     from controllers.inferenceservice.controller import InferenceServiceController
     from controllers.runtime.settings import Settings
     from controllers.trainingjob.controller import TrainingJobController
 
-    settings = Settings(worker_cluster_role='{{ include "headrace.workerRoleName" . }}')
-    return [InferenceServiceController(settings), TrainingJobController(settings)]
+    return [InferenceServiceController(Settings()), TrainingJobController(Settings())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -89,7 +89,6 @@ _VARIABLES = (
     _Variable("HEADRACE_TRAINER_IMAGE", _INSTALLATION.trainer_image, "image of workers that name none"),
     _Variable("HEADRACE_SERVING_IMAGE", _INSTALLATION.serving_image, "image of routers and predictors"),
     _Variable("HEADRACE_IMAGE_PULL_POLICY", _INSTALLATION.image_pull_policy, "imagePullPolicy of both"),
-    _Variable("HEADRACE_WORKER_CLUSTER_ROLE", _INSTALLATION.worker_cluster_role, "ClusterRole of reporting pods"),
     _Variable("HEADRACE_CLUSTER_DOMAIN", _INSTALLATION.cluster_domain, "DNS suffix of the cluster"),
     _Variable("HEADRACE_STORAGE_URI", _STORAGE.uri, "default storage: every resource gets <uri>/<namespace>/<name>"),
     _Variable("HEADRACE_STORAGE_ENDPOINT", _STORAGE.endpoint, "its S3 endpoint; empty: AWS"),
@@ -139,7 +138,6 @@ def _settings(values: Mapping[str, str]) -> OperatorSettings:
             trainer_image=values["trainer_image"],
             serving_image=values["serving_image"],
             image_pull_policy=values["image_pull_policy"],
-            worker_cluster_role=values["worker_cluster_role"],
             cluster_domain=values["cluster_domain"],
             operator_namespace=values["namespace"] or _pod_namespace(),
             storage=StorageSettings(

@@ -8,7 +8,7 @@ from datetime import datetime
 from controllers.inferenceservice import plan as rooms
 from controllers.inferenceservice.observed import CHILDREN, Observed, gather
 from controllers.runtime.controller import Caches, PolicyRule
-from controllers.runtime.namespace import NAMESPACE_TYPES, namespace_rules
+from controllers.runtime.namespace import NAMESPACE_RULES, NAMESPACE_TYPES
 from controllers.runtime.objects import POD, ObjectType
 from controllers.runtime.plan import Plan
 from controllers.runtime.settings import Settings
@@ -24,10 +24,10 @@ class InferenceServiceController:
     resource = InferenceService
     owns: Sequence[ObjectType] = (*NAMESPACE_TYPES, *CHILDREN, POD)
     reads: Sequence[ObjectType] = ()
+    rules: Sequence[PolicyRule] = NAMESPACE_RULES
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.rules: Sequence[PolicyRule] = namespace_rules(settings)
 
     def gather(self, resource: InferenceService, caches: Caches) -> Observed:
         """Children, pods and the routers' reports."""

@@ -26,10 +26,10 @@ from controllers.inferenceservice.rules import (
 )
 from controllers.inferenceservice.steps import merge
 from controllers.runtime.conditions import Wanted, conditions
-from controllers.runtime.namespace import namespace_objects
+from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
 from controllers.runtime.objects import CONFIG_MAP, DEPLOYMENT, HPA, SERVICE, Manifest, key_of
 from controllers.runtime.plan import Apply, Delete, Plan
-from controllers.runtime.podstate import Problem, is_terminating
+from controllers.runtime.podstate import Problem, is_terminating, lacks_secret
 from controllers.runtime.settings import Settings
 from controllers.runtime.workload import Workload, pod_template, server, template_hash
 from headrace.api import InferenceService
@@ -59,7 +59,7 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
     status, requeue_after = _status(service, observed, settings, order, now)
     return Plan(
         applies=(
-            *_namespace(service, settings),
+            *_namespace(service, observed, settings),
             *(item for item in wanted if item.type != DEPLOYMENT or item.manifest["metadata"]["name"] not in held),
         ),
         deletes=_unwanted(observed, wanted, keep_chains=order.router.rolling or order.router.part.deployment is None),
@@ -97,13 +97,15 @@ def _children(service: InferenceService, chain: Manifest, router: Workload, pred
     return tuple(children)
 
 
-def _namespace(service: InferenceService, settings: Settings) -> tuple[Apply, ...]:
+def _namespace(service: InferenceService, observed: Observed, settings: Settings) -> tuple[Apply, ...]:
     spec = service.spec
+    pods = (*observed.router.pods, *observed.predictor.pods)
     return namespace_objects(
         service.metadata.namespace,
         settings,
         account=None in (spec.router.service_account_name, spec.predictor.service_account_name),
         storage=spec.predictor.model.secret_ref is None or builders.uses_default_storage_in_router(service),
+        lost=any(lacks_secret(pod, STORAGE_SECRET) for pod in pods),
     )
 
 

@@ -12,8 +12,9 @@ Three kinds of objects are special:
   idea of a pod must not touch those that run. Plain create also says when somebody else has the name.
 - *Objects that are not there yet* are looked up before they are applied, because apply would silently take over an
   object of the same name that somebody else made.
-- *Types that are not watched* (Secrets) are written once per process, namespace and content, and again after
-  `REAPPLY_AFTER`.
+- *Types that are not watched* (Secrets) are written once per process, namespace and content, again after
+  `REAPPLY_AFTER`, and when a pod waits for one after `RESTORE_AFTER`.
+- *Fields that cannot change* (the role of a RoleBinding, `REPLACED`): the object is deleted and made again.
 
 Errors come back typed (`controllers.runtime.errors`): what may pass by itself is to be retried, what needs somebody
 else is waited for, what the API server calls invalid is terminal until the spec changes. A namespace or a resource
@@ -37,7 +38,7 @@ from controllers.runtime.cache import CacheSet
 from controllers.runtime.client import APPLY_PATCH, JSON, ApiClient, ApiError, collection_path, object_path
 from controllers.runtime.compare import carries
 from controllers.runtime.errors import ReconcileError, RetryError, TerminalError, WaitError
-from controllers.runtime.objects import MANAGED_LABELS, POD, Key, Manifest, ObjectType, key_of
+from controllers.runtime.objects import MANAGED_LABELS, POD, ROLE_BINDING, Key, Manifest, ObjectType, key_of
 from controllers.runtime.plan import Apply, Delete
 from controllers.runtime.store import ObjectStore, Owner, controlling_owner
 
@@ -48,6 +49,10 @@ APPLIED: Final = "headrace.dev/applied"
 """Annotation with the hash of what was last applied."""
 REAPPLY_AFTER: Final = 3600.0
 """Seconds after which an object of an unwatched type is applied again."""
+RESTORE_AFTER: Final = 15.0
+"""Seconds after which it is when something waits for it; a kubelet looks again that often."""
+REPLACED: Final[Mapping[ObjectType, str]] = {ROLE_BINDING: "roleRef"}
+"""Types with a field that the API server lets nobody change."""
 _APPLY_PARAMS: Final = {"fieldManager": FIELD_MANAGER, "force": "true"}
 
 
@@ -161,30 +166,33 @@ class Applier:
         wanted, digest = desired(owner, item)
         key = key_of(wanted)
         if not item.type.watched:
-            return await self._apply_unwatched(owner, item.type, wanted, digest)
+            return await self._apply_unwatched(owner, item, wanted, digest)
         store = self._caches.store(item.type)
         if key in store:
             if store.settled(key) == digest:
                 return 0
             if item.owned:
                 _check_owner(owner, item.type, key, store.owner(key))
-            if _carries(store.get(key), wanted):
+            found = store.get(key)
+            if _carries(found, wanted):
                 store.settle(key, digest)
                 return 0
+            if found is not None and _must_be_replaced(item.type, found, wanted):
+                await self._delete(owner, Delete(item.type, key, found["metadata"]["uid"]))
         elif item.owned:
             await self._check_free(owner, item.type, key)
         answer = await self._send(owner, item.type, wanted, "PATCH", object_path(item.type, key), APPLY_PATCH)
         store.record(answer, digest)
         return 1
 
-    async def _apply_unwatched(self, owner: Manifest, type_: ObjectType, wanted: Manifest, digest: str) -> int:
+    async def _apply_unwatched(self, owner: Manifest, item: Apply, wanted: Manifest, digest: str) -> int:
         key = key_of(wanted)
         now = self._clock()
-        known, since = self._unwatched.get((type_, key), ("", 0.0))
-        if known == digest and now - since < REAPPLY_AFTER:
+        known, since = self._unwatched.get((item.type, key), ("", 0.0))
+        if known == digest and now - since < (RESTORE_AFTER if item.lost else REAPPLY_AFTER):
             return 0
-        await self._send(owner, type_, wanted, "PATCH", object_path(type_, key), APPLY_PATCH)
-        self._unwatched[type_, key] = (digest, now)
+        await self._send(owner, item.type, wanted, "PATCH", object_path(item.type, key), APPLY_PATCH)
+        self._unwatched[item.type, key] = (digest, now)
         return 1
 
     async def _create(self, owner: Manifest, item: Apply) -> int:
@@ -327,6 +335,11 @@ def _carries(observed: Manifest | None, wanted: Manifest) -> bool:
         return False
     applied = (observed["metadata"].get("annotations") or {}).get(APPLIED)
     return applied == wanted["metadata"]["annotations"][APPLIED] and carries(observed, wanted)
+
+
+def _must_be_replaced(type_: ObjectType, observed: Manifest, wanted: Manifest) -> bool:
+    field = REPLACED.get(type_)
+    return field is not None and observed.get(field) != wanted.get(field)
 
 
 def _name(manifest: Manifest) -> str:

@@ -3,7 +3,8 @@
 What wakes a resource: a change of itself, at once; a change of a child, a moment later (`batch`), because a group of
 pods that starts is a dozen events within a second and one look afterwards sees them all; and the slow resync, which
 is there to find bugs, not to find changes. What does not wake it is the status in which an unsuccessful reconcile says
-why: it is tried again when the backoff says, though the message be another one each time.
+why: it is tried again when the backoff says, though the message be another one each time. When something that a whole
+namespace shares is deleted, everybody there is looked at, and whoever needs it makes it again.
 
 The own kinds' stores are filled from outside (`store`): by kopf in the operator, by `watch` in a test.
 """
@@ -11,6 +12,7 @@ The own kinds' stores are filled from outside (`store`): by kopf in the operator
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -24,6 +26,7 @@ from controllers.runtime.client import ApiClient
 from controllers.runtime.controller import Controller
 from controllers.runtime.events import EventRecorder
 from controllers.runtime.metrics import Metrics
+from controllers.runtime.namespace import NAMESPACE_TYPES
 from controllers.runtime.objects import Key, Manifest, ObjectType
 from controllers.runtime.queue import KeyedQueue, QueueClosed
 from controllers.runtime.reconciler import Outcome, Reconciler
@@ -107,6 +110,8 @@ class Manager:
             self._add(controller)
         for cache in self.caches:
             cache.store.subscribe(self._child_changed)
+            if cache.type in NAMESPACE_TYPES:
+                cache.store.subscribe(functools.partial(self._shared_changed, cache.store))
             self._report(cache)
 
     def store(self, resource: type[Resource]) -> ObjectStore:
@@ -201,6 +206,14 @@ class Manager:
         unit = self._units.get((_group(owner.api_version), owner.kind))
         if unit is not None and owner.key in unit.store:
             unit.queue.add_after(owner.key, self.options.batch)
+
+    def _shared_changed(self, store: ObjectStore, key: Key, _: Owner | None) -> None:
+        if key in store:
+            return
+        for unit in self._units.values():
+            for each in unit.store:
+                if each.namespace == key.namespace:
+                    unit.queue.add_after(each, self.options.batch)
 
     async def _work(self, unit: _Unit) -> None:
         queue, active = unit.queue, self._metrics.active_workers.labels(unit.name)

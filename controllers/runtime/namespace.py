@@ -15,19 +15,25 @@ from controllers.runtime.settings import Settings, StorageSettings
 
 WORKER_ACCOUNT = "headrace-worker"
 """ServiceAccount of pods that name none: it may patch the report of its own pod and nothing else."""
+WORKER_CLUSTER_ROLE = "headrace-worker"
+"""The chart's ClusterRole that is bound to it. The same in every release, since the bindings in people's namespaces
+outlive one."""
 STORAGE_SECRET = "headrace-storage"
 """Secret with the credentials of the default storage, under the names that S3 clients read from the environment."""
 NAMESPACE_TYPES: tuple[ObjectType, ...] = (SERVICE_ACCOUNT, ROLE_BINDING, SECRET)
 """Types that `namespace_objects` applies; part of what each kind that uses it declares in `owns`."""
 
 
-def namespace_rules(settings: Settings) -> tuple[PolicyRule, ...]:
-    """RBAC for `namespace_objects`: binding the workers' ClusterRole takes the verb `bind` on it."""
-    return (PolicyRule(("rbac.authorization.k8s.io",), ("clusterroles",), ("bind",), (settings.worker_cluster_role,)),)
+NAMESPACE_RULES: tuple[PolicyRule, ...] = (
+    PolicyRule(("rbac.authorization.k8s.io",), ("clusterroles",), ("bind",), (WORKER_CLUSTER_ROLE,)),
+    PolicyRule(("rbac.authorization.k8s.io",), ("rolebindings",), ("delete",), (WORKER_ACCOUNT,)),
+)
+"""RBAC for `namespace_objects`: binding the workers' ClusterRole takes the verb `bind` on it, and a binding of another
+role must be deleted before it can be made again."""
 
 
 def namespace_objects(
-    namespace: str, settings: Settings, *, account: bool = True, storage: bool = True
+    namespace: str, settings: Settings, *, account: bool = True, storage: bool = True, lost: bool = False
 ) -> tuple[Apply, ...]:
     """The shared objects of one namespace, in the order in which pods need them.
 
@@ -36,13 +42,14 @@ def namespace_objects(
         settings: Names and credentials of this installation.
         account: A pod runs as `headrace-worker` (no serviceAccountName was given).
         storage: A pod uses the installation's default storage (no secretRef was given).
+        lost: A pod waits for the storage's Secret: somebody deleted it.
     """
     applies: list[Apply] = []
     if account:
         applies.append(Apply(SERVICE_ACCOUNT, service_account(namespace), owned=False))
-        applies.append(Apply(ROLE_BINDING, role_binding(namespace, settings.worker_cluster_role), owned=False))
+        applies.append(Apply(ROLE_BINDING, role_binding(namespace), owned=False))
     if storage:
-        applies.append(Apply(SECRET, storage_secret(namespace, settings.storage), owned=False))
+        applies.append(Apply(SECRET, storage_secret(namespace, settings.storage), owned=False, lost=lost))
     return tuple(applies)
 
 
@@ -56,13 +63,13 @@ def service_account(namespace: str) -> Manifest:
     }
 
 
-def role_binding(namespace: str, cluster_role: str) -> Manifest:
+def role_binding(namespace: str) -> Manifest:
     """Lets the account report in this namespace; the chart's ValidatingAdmissionPolicy narrows it to the own pod."""
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "RoleBinding",
         "metadata": _metadata(namespace, WORKER_ACCOUNT),
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_role},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": WORKER_CLUSTER_ROLE},
         "subjects": [{"kind": "ServiceAccount", "name": WORKER_ACCOUNT, "namespace": namespace}],
     }
 

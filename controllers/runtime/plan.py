@@ -17,11 +17,14 @@ class Apply:
     Attributes:
         owned: The resource becomes the controlling owner, so that the object goes with it. False for what a whole
             namespace shares.
+        lost: Something waits for the object, so it is not there, whatever was applied before. Of use for types that
+            are not watched.
     """
 
     type: ObjectType
     manifest: Manifest
     owned: bool = True
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,13 @@ _MISSING_OBJECT = re.compile(r'\b(secret|configmap) "([^"]+)" not found', re.IGN
 _MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (\S+)")
 
 
+def lacks_secret(pod: Manifest, secret: str) -> bool:
+    """Whether a container of the pod cannot be made because there is no Secret of this name."""
+    waiting = [(status.get("state") or {}).get("waiting") or {} for status in container_statuses(pod)]
+    found = [match for item in waiting if (match := _MISSING_OBJECT.search(item.get("message") or ""))]
+    return any((match[1].lower(), match[2]) == ("secret", secret) for match in found)
+
+
 def _config(pod: str, status: Manifest, message: str) -> Problem:
     if match := _MISSING_OBJECT.search(message):
         kind = "Secret" if match[1].lower() == "secret" else "ConfigMap"

@@ -31,15 +31,12 @@ class Settings:
     Attributes:
         trainer_image: Image of workers that name none.
         serving_image: Image of routers and predictors.
-        worker_cluster_role: ClusterRole that lets a pod report on itself; bound per namespace to the ServiceAccount
-            `headrace-worker`.
         cluster_domain: DNS suffix of the cluster.
     """
 
     trainer_image: str = "headrace/trainer:0.1.0"
     serving_image: str = "headrace/serving:0.1.0"
     image_pull_policy: str = "IfNotPresent"
-    worker_cluster_role: str = "headrace-worker"
     cluster_domain: str = "cluster.local"
     operator_namespace: str = "headrace-system"
     storage: StorageSettings = StorageSettings()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from controllers.runtime.controller import Caches, PolicyRule
-from controllers.runtime.namespace import NAMESPACE_TYPES, namespace_rules
+from controllers.runtime.namespace import NAMESPACE_RULES, NAMESPACE_TYPES
 from controllers.runtime.objects import NODE, POD, SERVICE, ObjectType
 from controllers.runtime.plan import Plan
 from controllers.runtime.settings import Settings
@@ -20,10 +20,10 @@ class TrainingJobController:
     resource = TrainingJob
     owns: Sequence[ObjectType] = (SERVICE, POD, *NAMESPACE_TYPES)
     reads: Sequence[ObjectType] = (NODE,)
+    rules: Sequence[PolicyRule] = NAMESPACE_RULES
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.rules: Sequence[PolicyRule] = namespace_rules(settings)
 
     def gather(self, resource: TrainingJob, caches: Caches) -> observed.Observed:
         """All that the plan looks at."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from controllers.runtime.namespace import namespace_objects
+from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
 from controllers.runtime.objects import POD, SERVICE, Manifest, key_of
 from controllers.runtime.plan import Apply, Delete, Event, Plan
-from controllers.runtime.podstate import is_finished, is_terminating
+from controllers.runtime.podstate import is_finished, is_terminating, lacks_secret
 from controllers.runtime.settings import Settings
 from controllers.trainingjob import builders, status
 from controllers.trainingjob.failure import COUNTED, Outcome, Verdict, judge
@@ -58,15 +58,19 @@ def plan(job: TrainingJob, observed: Observed, now: datetime, settings: Settings
 def go_on(run: Run, settings: Settings) -> Plan:
     """Create what is missing and say how things are."""
     job, before = run.job, run.job.status
-    applies: list[Apply] = []
     missing = [index for index, pod in enumerate(run.workers) if pod is None]
-    if missing:
-        applies += namespace_objects(
+    lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in run.present)
+    default_storage = job.spec.storage is None or job.spec.storage.secret_ref is None
+    # Workers that run report with the account's rights, so it is looked at always. The Secret cannot be watched.
+    applies = [
+        *namespace_objects(
             job.metadata.namespace,
             settings,
             account=job.spec.service_account_name is None,
-            storage=job.spec.storage is None or job.spec.storage.secret_ref is None,
+            storage=default_storage and (bool(missing) or lost),
+            lost=lost,
         )
+    ]
     if job.spec.num_workers > 1:
         applies.append(Apply(SERVICE, builders.service(job)))
     zones = any(builders.ZONE in (node["metadata"].get("labels") or {}) for node in run.observed.cluster)

@@ -34,10 +34,6 @@ app.kubernetes.io/part-of: headrace
 {{- printf "%s:%s" (join "/" $parts) (default .root.Chart.AppVersion $image.tag) -}}
 {{- end -}}
 
-{{- define "headrace.workerRoleName" -}}
-{{ include "headrace.fullname" . }}-worker
-{{- end -}}
-
 {{- define "headrace.embeddedStorage" -}}
 {{- if not .Values.storage.uri -}}true{{- end -}}
 {{- end -}}

@@ -124,12 +124,11 @@ def stage(control_plane: Path) -> Stage:
 
 
 @asynccontextmanager
-async def operator(kubeconfig: Path) -> AsyncIterator[Manager]:
+async def operator(kubeconfig: Path, settings: Settings | None = None) -> AsyncIterator[Manager]:
     """The controller at work, without the rest of the operator program."""
     client = ApiClient(await load_connection(kubeconfig))
-    manager = Manager(
-        client, [TrainingJobController(Settings())], Metrics(CollectorRegistry()), ManagerOptions(drain=2.0)
-    )
+    controller = TrainingJobController(settings or Settings())
+    manager = Manager(client, [controller], Metrics(CollectorRegistry()), ManagerOptions(drain=2.0))
     tasks = [asyncio.create_task(manager.run()), *(asyncio.create_task(cache.run()) for cache in manager.watch())]
     try:
         yield manager

@@ -38,6 +38,7 @@ UNSEEN: Schema = {
 """The status of a resource until its controller writes one: without any, kstatus (Argo CD, Flux) would take a resource
 for well in its first moments, and `kubectl get` would show nothing when no operator runs."""
 
+_RULES = "x-kubernetes-validations"
 _DROPPED = frozenset({"title", "$defs"})
 _INT32 = 2**31 - 1
 
@@ -48,8 +49,10 @@ class _Generator(GenerateJsonSchema):
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         result = super().model_schema(schema)
         cls = schema["cls"]
-        if issubclass(cls, Model) and cls.cel_rules:
-            result["x-kubernetes-validations"] = [_validation(rule) for rule in cls.cel_rules]
+        if issubclass(cls, Model):
+            for rule in cls.cel_rules:
+                node = result if rule.of is None else result["properties"][rule.of]
+                node.setdefault(_RULES, []).append(_validation(rule))
         return result
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
@@ -124,8 +127,8 @@ def openapi(resource: type[Resource]) -> Schema:
             "status": _status(properties["status"]),
         },
     }
-    if validations := root.get("x-kubernetes-validations"):
-        result["x-kubernetes-validations"] = validations
+    if validations := root.get(_RULES):
+        result[_RULES] = validations
     return result
 
 
@@ -138,6 +141,8 @@ def _structural(node: Schema, definitions: Mapping[str, Schema], inside: tuple[s
                 f"{name} contains itself, which no structural schema can say: use Opaque for the inner one"
             )
         beside = {key: value for key, value in node.items() if key != "$ref"}
+        if rules := [*definitions[name].get(_RULES, ()), *beside.get(_RULES, ())]:
+            beside[_RULES] = rules
         return _structural({**definitions[name], **beside}, definitions, (*inside, name))
 
     result: Schema = {}
@@ -185,20 +190,29 @@ def _position(key: str) -> tuple[int, str]:
 
 
 def _status(node: Schema) -> Schema:
-    result = _without_defaults(node)
-    if "conditions" in result.get("properties", {}):
+    """A status as its controller writes it and no more: the API server adds nothing to what was applied.
+
+    A status has one writer, who says all of it each time. So its inner objects are owned as wholes (as metav1's
+    OwnerReference is): field by field, their ownership would be most of `metadata.managedFields`, which the API server
+    reads and writes at every change of the resource.
+    """
+    result = {key: value for key, value in node.items() if key != "default"}
+    properties = result.get("properties", {})
+    result["properties"] = {name: _owned_whole(child) for name, child in properties.items()}
+    if "conditions" in properties:
         result["default"] = UNSEEN
     return {key: result[key] for key in sorted(result, key=_position)}
 
 
-def _without_defaults(node: Schema) -> Schema:
-    """A status as its controller writes it and no more: the API server adds nothing to what was applied."""
+def _owned_whole(node: Schema) -> Schema:
     result = {key: value for key, value in node.items() if key != "default"}
     if "properties" in result:
-        result["properties"] = {name: _without_defaults(child) for name, child in result["properties"].items()}
+        result["properties"] = {name: _owned_whole(child) for name, child in result["properties"].items()}
     if "items" in result:
-        result["items"] = _without_defaults(result["items"])
-    return result
+        result["items"] = _owned_whole(result["items"])
+    if result.get("type") == "object":
+        result["x-kubernetes-map-type"] = "atomic"
+    return {key: result[key] for key in sorted(result, key=_position)}
 
 
 def _written(value: Any) -> Any:

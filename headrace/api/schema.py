@@ -54,12 +54,16 @@ class Rule:
         field_path: JSON path of the field that the message is about, such as ``.maxReplicas``.
         check: The same rule in Python, which validates the model; None where only the API server can tell
             (transitions, names).
+        of: Field (camelCase) whose own schema has the rule, with that field as ``self``; the object's by default. The
+            API server builds the whole object's CEL type anew for each field that a rule reads, so in objects with
+            many fields this is much the cheaper place.
     """
 
     rule: str
     message: str
     field_path: str | None = None
     check: Callable[[Any], bool] | None = None
+    of: str | None = None
 
 
 M = TypeVar("M", bound=type[Model])

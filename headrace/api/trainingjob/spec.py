@@ -41,16 +41,20 @@ RESERVED_ENV = (
 """Environment of a worker that the job itself sets."""
 
 
-def _fixed(*fields: str) -> tuple[Rule, ...]:
-    """Transition rules: these fields stay as they were, for the workers that run were made from them."""
-    return tuple(
-        Rule(
-            f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-            f"{field} cannot change once the job exists, its workers are made from it: "
-            "create a TrainingJob with another name, or delete this one first",
-            f".{field}",
-        )
-        for field in fields
+def _fixed(*fields: str, optional: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Transition rules: these fields stay as they were, for the workers that run were made from them.
+
+    Args:
+        fields: Fields that are always there, for they have a default.
+        optional: Fields that may not come or go either.
+    """
+    message = (
+        "{} cannot change once the job exists, its workers are made from it: "
+        "create a TrainingJob with another name, or delete this one first"
+    )
+    return (
+        *(Rule("self == oldSelf", message.format(field), of=field) for field in (*fields, *optional)),
+        *(Rule(f"has(self.{field}) == has(oldSelf.{field})", message.format(field), f".{field}") for field in optional),
     )
 
 
@@ -108,23 +112,25 @@ Argument = Annotated[str, Field(max_length=131_072)]
     ),
     *_fixed(
         "numWorkers",
-        "image",
-        "classifier",
-        "script",
-        "command",
-        "args",
-        "gpu",
         "topology",
-        "storage",
         "checkpoint",
-        "resources",
-        "env",
-        "nodeSelector",
-        "tolerations",
-        "affinity",
-        "imagePullSecrets",
-        "priorityClassName",
-        "serviceAccountName",
+        optional=(
+            "image",
+            "classifier",
+            "script",
+            "command",
+            "args",
+            "gpu",
+            "storage",
+            "resources",
+            "env",
+            "nodeSelector",
+            "tolerations",
+            "affinity",
+            "imagePullSecrets",
+            "priorityClassName",
+            "serviceAccountName",
+        ),
     ),
 )
 class TrainingJobSpec(PodOptions):

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from headrace.api import KINDS, Resource
 from headrace.api.crd import crd, openapi
+from headrace.api.meta import Status
 from headrace.api.schema import Column, KindInfo, Model, Opaque, Quantity, Rule, Scale, list_map, rules
 from headrace.cli import main
 from headrace.cli.crds import manifests, reference
@@ -77,7 +78,7 @@ class GadgetSpec(Model):
     """How many."""
 
 
-class GadgetStatus(Model):
+class GadgetStatus(Status):
     """How it is."""
 
     count: int = 0
@@ -152,6 +153,27 @@ def test_status_has_no_defaults() -> None:
         "type": "integer",
         "format": "int64",
     }
+
+
+def test_the_inside_of_a_status_is_owned_as_a_whole() -> None:
+    conditions = openapi(Gadget)["properties"]["status"]["properties"]["conditions"]
+    assert conditions["x-kubernetes-list-map-keys"] == ["type"], "others may add conditions of their own"
+    assert conditions["items"]["x-kubernetes-map-type"] == "atomic"
+    assert "x-kubernetes-map-type" not in openapi(Gadget)["properties"]["status"]
+
+
+def test_a_rule_of_a_field_goes_to_the_field_beside_those_of_its_type() -> None:
+    @rules(Rule("self == oldSelf", "box cannot change", of="box"))
+    class Fixed(GadgetSpec):
+        """A spec with a box that stays."""
+
+    class FixedGadget(Gadget):
+        """A gadget with that spec."""
+
+        spec: Fixed
+
+    box = openapi(FixedGadget)["properties"]["spec"]["properties"]["box"]
+    assert [rule["rule"] for rule in box["x-kubernetes-validations"]] == ["self.low <= self.high", "self == oldSelf"]
 
 
 def test_rules_go_to_their_object() -> None:

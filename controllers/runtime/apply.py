@@ -10,8 +10,8 @@ Three kinds of objects are special:
 
 - *Pods are created, never changed*: nearly all of a pod is immutable, so a new release of the operator with another
   idea of a pod must not touch those that run. Plain create also says when somebody else has the name.
-- *Objects that are not there yet* are looked up before they are applied, because apply would silently take over an
-  object of the same name that somebody else made.
+- *Objects that are not there yet* are applied on condition that there is none, because apply would silently take over
+  an object of the same name that somebody else made.
 - *Types that are not watched* (Secrets) are written once per process, namespace and content, again after
   `REAPPLY_AFTER`, and when a pod waits for one after `RESTORE_AFTER`.
 - *Fields that cannot change* (the role of a RoleBinding, `REPLACED`): the object is deleted and made again.
@@ -53,6 +53,9 @@ RESTORE_AFTER: Final = 15.0
 """Seconds after which it is when something waits for it; a kubelet looks again that often."""
 REPLACED: Final[Mapping[ObjectType, str]] = {ROLE_BINDING: "roleRef"}
 """Types with a field that the API server lets nobody change."""
+NEVER: Final = "1"
+"""A resourceVersion that no object has: etcd counts its writes from 2. An apply that names it creates or fails; `0`
+would mean any."""
 _APPLY_PARAMS: Final = {"fieldManager": FIELD_MANAGER, "force": "true"}
 
 
@@ -179,9 +182,15 @@ class Applier:
                 return 0
             if found is not None and _must_be_replaced(item.type, found, wanted):
                 await self._delete(owner, Delete(item.type, key, found["metadata"]["uid"]))
-        elif item.owned:
+        path = object_path(item.type, key)
+        new = key not in store and item.owned
+        body = {**wanted, "metadata": {**wanted["metadata"], "resourceVersion": NEVER}} if new else wanted
+        try:
+            answer = await self._send(owner, item.type, body, "PATCH", path, APPLY_PATCH)
+        except _AlreadyExists:
+            # Ours, when the answer to an earlier apply was lost; else this fails.
             await self._check_free(owner, item.type, key)
-        answer = await self._send(owner, item.type, wanted, "PATCH", object_path(item.type, key), APPLY_PATCH)
+            answer = await self._send(owner, item.type, wanted, "PATCH", path, APPLY_PATCH)
         store.record(answer, digest)
         return 1
 
@@ -267,6 +276,8 @@ class Applier:
                 raise Gone from error
             if error.status == 409 and error.reason == "AlreadyExists":
                 raise _AlreadyExists from error
+            if error.status == 409 and wanted["metadata"].get("resourceVersion") == NEVER:
+                raise _AlreadyExists from error
             raise typed_error(error, f"{type_.kind} {key_of(wanted)} of {_name(owner)}") from error
 
     async def _write(
@@ -282,7 +293,7 @@ class Applier:
 
 
 class _AlreadyExists(Exception):
-    """A create found the name taken."""
+    """A create, or an apply that was to be one, found the name taken."""
 
 
 def desired(owner: Manifest, item: Apply) -> tuple[Manifest, str]:

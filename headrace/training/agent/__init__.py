@@ -18,6 +18,7 @@ is torchrun's environment, so nothing changes for them.
     agent.member        the agent of one worker: connection, children, signals
     agent.child         one training process
     agent.beats         how far a process is, in memory shared with its agent
+    agent.link          the process's side of it
     agent.watch         when a process counts as hung
 
 Messages are lines of JSON over TCP; who does not know the run's id is turned away. Training code itself trusts the pod

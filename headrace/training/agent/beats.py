@@ -8,7 +8,6 @@ ever compares.
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 import time
 from pathlib import Path
@@ -91,9 +90,3 @@ class BeatReader:
         """Give the memory back and remove the file."""
         self._memory.close()
         self.path.unlink(missing_ok=True)
-
-
-def own_beats() -> BeatWriter | None:
-    """The beats of this process; None where no agent started it."""
-    path = os.environ.get(VARIABLE, "")
-    return BeatWriter(Path(path)) if path else None

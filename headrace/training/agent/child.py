@@ -17,15 +17,12 @@ from typing import Any
 
 from headrace.training.agent import beats
 from headrace.training.agent.causes import Failure
+from headrace.training.agent.link import DUMP, REPORTS
 from headrace.training.agent.watch import Clock, bound
 from headrace.training.errors import EXIT_CONFIGURATION
 
 logger = logging.getLogger("headrace.training.agent")
 
-REPORTS = "HEADRACE_REPORTS"
-"""Descriptor of a pipe to the agent: one report per line."""
-DUMP = signal.SIGUSR1
-"""The session writes all stacks when this comes."""
 DUMP_TIME = 1.0
 SHORT_GRACE = 1.0
 """Seconds from SIGTERM to SIGKILL where there is nothing left to save."""

@@ -16,7 +16,7 @@ from typing import Any
 
 SCRIPT = """
 import json, os, sys, time
-from headrace.training.agent.beats import own_beats
+from headrace.training.agent.link import Link
 
 rank, attempt = int(os.environ["RANK"]), int(os.environ["HEADRACE_ATTEMPT"])
 folder = os.environ["FOLDER"]
@@ -25,9 +25,8 @@ path = f"{folder}/round-{attempt}-rank-{rank}"
 with open(path + ".new", "w") as file:
     json.dump(variables | {"pid": os.getpid()}, file)
 os.rename(path + ".new", path)
-if "HEADRACE_REPORTS" in os.environ:
-    os.write(int(os.environ["HEADRACE_REPORTS"]), b'{"step": 5, "loss": "0.1"}\\n')
-beats = own_beats()
+beats = Link()
+if beats.sink: beats.sink('{"step": 5, "loss": "0.1"}')
 """
 """Each process leaves a file that names its round and rank; what follows is a test's own."""
 

@@ -81,8 +81,6 @@ def test_a_lost_pod_is_waited_for_and_the_others_stay(agents: Start, lost: int) 
 
 def test_a_stopped_process_is_found_named_and_replaced(agents: Start) -> None:
     body = """
-import faulthandler, signal
-faulthandler.register(signal.SIGUSR1)
 for step in range(1000 if attempt == 1 else 3):
     beats.beat(step)
     time.sleep(0.05)

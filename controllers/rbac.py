@@ -2,8 +2,9 @@
 
 Every verb follows from how the runtime handles a type (`controllers.runtime.apply`, `.cache`): what is watched is
 listed and watched; children are looked up, applied (which takes `create` and `patch`) and deleted; pods are created
-and never patched; what a whole namespace shares is applied under its one name and never deleted; a type that is not
-watched is never read. No rule has a wildcard.
+and never patched; what a whole namespace shares is applied under its one name; a type that is not watched is never
+read; what a review at admission looks at is got one by one, or listed where it is cluster-scoped. No rule has a
+wildcard.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from controllers.runtime.admission import Reviewing
 from controllers.runtime.controller import Controller, PolicyRule
 from controllers.runtime.namespace import STORAGE_SECRET, WORKER_ACCOUNT
 from controllers.runtime.objects import POD, ROLE_BINDING, SECRET, SERVICE_ACCOUNT, ObjectType
@@ -39,6 +41,17 @@ NAMESPACE_RULES: Sequence[PolicyRule] = (
     PolicyRule(("coordination.k8s.io",), ("leases",), ("get", "update"), (LEASE,)),
 )
 """What the operator does in its own namespace: leader election. (A plain create cannot be limited by name.)"""
+
+_WEBHOOK = '{{ include "headrace.webhookName" . }}'
+WEBHOOK_CLUSTER_RULES: Sequence[PolicyRule] = (
+    PolicyRule(("admissionregistration.k8s.io",), ("validatingwebhookconfigurations",), ("get", "patch"), (_WEBHOOK,)),
+)
+"""What the operator does to have the API server trust its webhook: it keeps the authority in the configuration."""
+
+WEBHOOK_NAMESPACE_RULES: Sequence[PolicyRule] = (
+    PolicyRule(("",), ("secrets",), ("get", "create", "patch"), (_WEBHOOK,)),
+)
+"""And in its own namespace: the one Secret that it reads holds the webhook's certificate, which all replicas serve."""
 
 _CHART_FILES = Path(__file__).parents[1] / "charts" / "headrace" / "files"
 _VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "bind")
@@ -71,6 +84,9 @@ def cluster_rules(controllers: Iterable[Controller[Any, Any]]) -> list[PolicyRul
             grant(type_.group, type_.plural, ("list", "watch"))
         for rule in controller.rules:
             _grant_rule(grant, rule)
+        for type_ in controller.reviews if isinstance(controller, Reviewing) else ():
+            if type_ != SECRET:  # the chart grants that only where its value webhook.checkSecrets asks for it
+                grant(type_.group, type_.plural, ("get",) if type_.namespaced else ("list",))
     for rule in RUNTIME_RULES:
         _grant_rule(grant, rule)
     return _merged(grants)
@@ -126,6 +142,8 @@ def files(controllers: Iterable[Controller[Any, Any]]) -> dict[str, str]:
         for name, rules in (
             ("cluster-rules.yaml", cluster_rules(controllers)),
             ("namespace-rules.yaml", NAMESPACE_RULES),
+            ("webhook-cluster-rules.yaml", WEBHOOK_CLUSTER_RULES),
+            ("webhook-namespace-rules.yaml", WEBHOOK_NAMESPACE_RULES),
         )
     }
 

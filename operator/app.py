@@ -1,7 +1,8 @@
 """Start, lead, work, stop: the life of one operator process.
 
 A process first waits for the Lease; as a standby it holds no caches, only a client, and so is small. Once it leads, the
-caches are filled, the workers start, and kopf feeds them the platform's resources. It ends in one of three ways:
+caches are filled, the workers start, and kopf feeds them the platform's resources. Admission reviews are answered all
+the while, by leader and standby alike. It ends in one of three ways:
 
 - SIGTERM or SIGINT: nothing new is begun, the reconciles under way are finished, the Lease is given back, exit code 0.
 - The Lease is lost: everything stops where it is, exit code 1. Another process leads already.
@@ -15,20 +16,24 @@ import logging
 import signal
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from admission import AdmissionWebhook
+from certificates import Certificates
 from feed import ResourceFeed
 from health import Health, HealthServer, silent, stalled
 from kubernetes.aio.config import ConfigException
 from leader import LeaderElection, LeadershipLost
 from prometheus_client import CollectorRegistry
-from settings import OperatorSettings
+from settings import OperatorSettings, WebhookSettings
 
+from controllers.runtime.admission import Reader
 from controllers.runtime.client import ApiClient, load_connection
 from controllers.runtime.controller import Controller
 from controllers.runtime.manager import Manager
 from controllers.runtime.metrics import Metrics
-from controllers.runtime.objects import Key
+from controllers.runtime.objects import SECRET, Key
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +82,47 @@ class Operator:
         )
         guard = election.check if settings.leader_elect else None
         client = ApiClient(connection, observe=observe, before_write=guard, user_agent="headrace-operator")
+        secrets = settings.webhook is not None and settings.webhook.check_secrets
+        reader = Reader(client, unreadable=() if secrets else (SECRET,))
+        serving: asyncio.Task[None] | None = None
         try:
+            if settings.webhook is not None:
+                webhook = self._webhook(settings.webhook, client, reader, election)
+                try:
+                    port = await webhook.start(settings.host, settings.webhook.port)
+                except OSError as error:
+                    logger.error("cannot listen for admission reviews, set HEADRACE_WEBHOOK_PORT: %s", error)
+                    return 1
+                logger.info("admission webhook on port %d", port)
+                serving = asyncio.create_task(webhook.run(), name="webhook")
             if settings.leader_elect and not await self._lead(election):
                 return 0
-            return await self._work(client, election)
+            return await self._work(client, reader, election)
         finally:
+            if serving is not None:
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
             await client.close()
             await lease_client.close()
             await server.stop()
+
+    def _webhook(
+        self, options: WebhookSettings, client: ApiClient, reader: Reader, election: LeaderElection
+    ) -> AdmissionWebhook:
+        settings = self._settings
+        certificates = Certificates(
+            client,
+            Key(settings.installation.operator_namespace, options.secret),
+            options.names,
+            configuration=options.configuration,
+            leading=lambda: election.leading or not settings.leader_elect,
+        )
+        self._metrics.certificate_expiry.set_function(
+            lambda: certificates.expires.timestamp() if certificates.expires is not None else 0.0
+        )
+        return AdmissionWebhook(
+            client, self._controllers, reader, certificates, self._metrics, started=self._handle_signals
+        )
 
     async def _lead(self, election: LeaderElection) -> bool:
         """Return True once this process leads, False when it is to stop."""
@@ -96,9 +134,10 @@ class Operator:
         self._health.ready = unseen
         return await self._until_stop(asyncio.create_task(election.acquire(), name="election"))
 
-    async def _work(self, client: ApiClient, election: LeaderElection) -> int:
+    async def _work(self, client: ApiClient, reader: Reader, election: LeaderElection) -> int:
         settings = self._settings
         manager = Manager(client, self._controllers, self._metrics, settings.manager)
+        reader.caches = manager.caches
         stores = [manager.store(controller.resource) for controller in self._controllers]
         # kopf takes the signals when it starts; we want them back.
         feed = ResourceFeed(client, stores, started=self._handle_signals)
@@ -142,6 +181,9 @@ class Operator:
                 problems |= stalled("election", election.last_attempt, _ELECTION_STALL)
             return problems
 
+        for controller in self._controllers:
+            kind = controller.resource.info.kind
+            self._metrics.kind_served.labels(kind).set_function(partial(_served, feed, kind))
         self._health.alive = alive
         self._health.ready = lambda: {} if manager.ready.is_set() else {"caches": "not filled yet"}
 
@@ -160,3 +202,7 @@ class Operator:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+
+
+def _served(feed: ResourceFeed, kind: str) -> float:
+    return float(kind not in feed.unserved())

@@ -1,10 +1,11 @@
 """kopf watches the platform's own kinds and hands each event to the kind's store; that is all it is used for here.
 
-kopf's annotations, finalizers, per-object daemons and Event posting stay off: reconciling is the runtime's. What kopf
-does not do by itself is done around it:
+Reconciling is the runtime's. What kopf does not do by itself is done around it:
 
 - After a relist kopf says nothing of resources that were deleted meanwhile. Every list that it makes is therefore
   followed by one of our own, of metadata alone, and what that does not contain is dropped from the store.
+- It looks for a kind once, when it starts. A kind that the API server does not serve (its CRD is missing) is left out,
+  named in the log and by `unserved`, and looked for every half minute; when it comes, all watchers are started anew.
 - A watcher that meets an error it does not know ends, and with it the others; then all are started again.
 - Its retries are limited by default; here they go on for ever, with growing delays.
 - Whether a watch is alive is seen from outside: every answer to a request of kopf's for a kind is noted by the HTTP
@@ -18,10 +19,11 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import kopf
+from kopfrun import quiet_settings, run_kopf, why_unserved
 from yarl import URL
 
 from controllers.runtime.backoff import Backoff
@@ -77,15 +79,24 @@ class ResourceFeed:
         self._stores = {collection_path(store.type): store for store in stores}
         self._contact = dict.fromkeys(self._stores, time.monotonic())
         self._backoff = Backoff(base=1.0, cap=30.0)
+        self._unserved: dict[str, str] = {}
         self._listed: asyncio.Queue[str] = asyncio.Queue()
         for store in stores:
             # kopf does not say how far the watch is, so only its own events bring resources into the store.
             store.seen = math.inf
 
     def silence(self) -> dict[str, float]:
-        """Seconds since the API server last answered a request for the kind, by plural name."""
+        """Seconds since the API server last answered a request for the kind, by plural name; of the kinds it serves."""
         now = time.monotonic()
-        return {self._stores[path].type.plural: now - last for path, last in self._contact.items()}
+        return {
+            self._stores[path].type.plural: now - last
+            for path, last in self._contact.items()
+            if path not in self._unserved
+        }
+
+    def unserved(self) -> dict[str, str]:
+        """Kinds that are not watched because the API server does not serve them, and what it says instead."""
+        return {self._stores[path].type.kind: problem for path, problem in self._unserved.items()}
 
     async def run(self) -> None:
         """Feed the stores until cancelled."""
@@ -93,9 +104,11 @@ class ResourceFeed:
         try:
             failures = 0
             while True:
-                await self._wait_served()
+                await self._wait_served(self._stores)
                 started = time.monotonic()
-                await self._watch()
+                if await self._watch():
+                    logger.info("another kind is served now, starting kopf's watchers again with it")
+                    continue
                 failures = 1 if time.monotonic() - started > WATCH_SECONDS else failures + 1
                 delay = self._backoff.delay(failures)
                 logger.warning("kopf's watchers ended, starting them again in %.1f s", delay)
@@ -104,58 +117,47 @@ class ResourceFeed:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
 
-    async def _wait_served(self) -> None:
-        """Return when the API server serves every kind; kopf looks for them only once."""
-        for path, store in self._stores.items():
-            for failures in itertools.count(1):
-                try:
-                    await self._client.get(path, {"limit": "1"}, accept=METADATA_LIST)
-                    break
-                except ApiError as error:
-                    delay = self._backoff.delay(failures)
-                    hint = "; are the CRDs installed?" if error.status == 404 else ""
-                    logger.warning("cannot list %s, again in %.0f s: %s%s", store.type.plural, delay, error, hint)
-                    await asyncio.sleep(delay)
+    async def _wait_served(self, paths: Collection[str]) -> None:
+        """Look for kinds at the API server, and return when it serves one of them."""
+        for failures in itertools.count(1):
+            problems = {
+                path: problem
+                for path in paths
+                if (problem := await why_unserved(self._client, self._stores[path].type)) is not None
+            }
+            for path in paths:
+                self._unserved.pop(path, None)
+                self._contact[path] = time.monotonic()
+            self._unserved.update(problems)
+            delay = self._backoff.delay(failures)
+            for path, problem in problems.items():
+                logger.warning("%s cannot be watched, looking again in %.0f s: %s", path, delay, problem)
+            if len(problems) < len(paths):
+                return
+            await asyncio.sleep(delay)
 
-    async def _watch(self) -> None:
-        """Run kopf until one of its tasks ends."""
-        kopf_logger = logging.getLogger("kopf")
-        kopf_logger.setLevel(logging.WARNING)  # at INFO it logs every event that it hands over
-        session = self._client.session(self._answered)
+    async def _watch(self) -> bool:
+        """Run kopf until one of its tasks ends (False), or until a kind comes that was not served (True)."""
         registry = kopf.OperatorRegistry()
-        for store in self._stores.values():
-            _register(registry, store)
-
-        @kopf.on.login(registry=registry)
-        async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(server=self._client.server, aiohttp_session=session)
-
-        # `spawn_tasks` and not `operator`: the latter, when it ends, cancels every task of the loop, ours too.
-        tasks = await kopf.spawn_tasks(registry=registry, settings=self._settings(), standalone=True, clusterwide=True)
-        self._started()
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled() and (error := task.exception()) is not None:
-                    logger.warning("%s ended: %r", task.get_name(), error)
-        finally:
-            kopf_logger.setLevel(logging.ERROR)  # it warns that there was no time for a farewell
-            for task in tasks:
-                task.cancel()
-            try:
-                await asyncio.gather(*tasks, return_exceptions=True)
-            finally:
-                await session.close()
+        for path, store in self._stores.items():
+            if path not in self._unserved:
+                _register(registry, store)
+        missing = list(self._unserved)
+        return await run_kopf(
+            registry,
+            self._settings(),
+            server=self._client.server,
+            session=self._client.session(self._answered),
+            started=self._started,
+            until=self._wait_served(missing) if missing else None,
+        )
 
     def _settings(self) -> kopf.OperatorSettings:
-        settings = kopf.OperatorSettings()
-        settings.scanning.disabled = True
-        settings.posting.enabled = False
+        settings = quiet_settings()
         settings.persistence.diffbase_storage = _NoMemory()
         settings.watching.server_timeout = WATCH_SECONDS
         settings.watching.inactivity_timeout = INACTIVITY_SECONDS
         settings.watching.chunk_size = PAGE_SIZE
-        settings.networking.request_timeout = 30
         settings.networking.error_backoffs = _Forever(self._backoff)
         # Each resource with news has a task of kopf's for this long.
         settings.queueing.idle_timeout = 1.0

@@ -20,6 +20,27 @@ _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """The admission webhook.
+
+    Attributes:
+        secret: Secret of the operator's namespace that its certificate is kept in.
+        configuration: ValidatingWebhookConfiguration whose caBundle the operator keeps; empty where somebody else
+            (cert-manager) keeps that and the Secret.
+        names: DNS names and addresses that the API server reaches it by.
+        port: Port of the HTTPS server; 0 takes a free one.
+        check_secrets: Whether the operator may get Secrets, to warn of those that a resource names and that do not
+            exist.
+    """
+
+    secret: str
+    configuration: str
+    names: tuple[str, ...]
+    port: int = 9443
+    check_secrets: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class OperatorSettings:
     """How this process runs, and what the controllers need to know of the installation.
 
@@ -36,6 +57,7 @@ class OperatorSettings:
         silence_limit: Seconds without any word from the API server about a watched type that fail /livez.
         log_level: debug, info, warning or error.
         log_format: json, or console for a person.
+        webhook: None for none.
     """
 
     installation: Settings
@@ -50,6 +72,7 @@ class OperatorSettings:
     silence_limit: float = 360.0
     log_level: str = "info"
     log_format: Literal["json", "console"] = "json"
+    webhook: WebhookSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +103,11 @@ _VARIABLES = (
     _Variable("HEADRACE_HEALTH_PORT", "8081", "port of /livez and /readyz"),
     _Variable("HEADRACE_METRICS_PORT", "8080", "port of /metrics"),
     _Variable("HEADRACE_SILENCE_LIMIT", "360", "seconds without a word about a watched type that fail /livez"),
+    _Variable("HEADRACE_WEBHOOK_SECRET", "", "Secret with the admission webhook's certificate; empty: no webhook"),
+    _Variable("HEADRACE_WEBHOOK_CONFIGURATION", "", "webhook configuration whose caBundle is kept; empty: not ours"),
+    _Variable("HEADRACE_WEBHOOK_NAMES", "localhost", "names and addresses of the webhook, separated by commas"),
+    _Variable("HEADRACE_WEBHOOK_PORT", "9443", "port of the webhook"),
+    _Variable("HEADRACE_WEBHOOK_CHECK_SECRETS", "false", "true where the operator may get Secrets, to warn of missing"),
     _Variable("HEADRACE_LOG_LEVEL", "info", "debug, info, warning or error"),
     _Variable("HEADRACE_LOG_FORMAT", "json", "json, or console for a person"),
     _Variable("HEADRACE_WORKERS", str(_MANAGER.workers), "reconciles of one kind at a time"),
@@ -165,6 +193,20 @@ def _settings(values: Mapping[str, str]) -> OperatorSettings:
         silence_limit=_number(values, "silence_limit"),
         log_level=values["log_level"],
         log_format="console" if values["log_format"] == "console" else "json",
+        webhook=_webhook(values) if values["webhook_secret"] else None,
+    )
+
+
+def _webhook(values: Mapping[str, str]) -> WebhookSettings:
+    names = tuple(name.strip() for name in values["webhook_names"].split(",") if name.strip())
+    if not names:
+        raise ValueError("HEADRACE_WEBHOOK_NAMES is empty; name what the API server reaches the webhook by")
+    return WebhookSettings(
+        secret=values["webhook_secret"],
+        configuration=values["webhook_configuration"],
+        names=names,
+        port=int(_number(values, "webhook_port", least=0)),
+        check_secrets=_boolean(values, "webhook_check_secrets"),
     )
 
 

@@ -175,7 +175,7 @@ class Applier:
             if store.settled(key) == digest:
                 return 0
             if item.owned:
-                _check_owner(owner, item.type, key, store.owner(key))
+                check_owner(owner, item.type, key, store.owner(key))
             found = store.get(key)
             if _carries(found, wanted):
                 store.settle(key, digest)
@@ -210,7 +210,7 @@ class Applier:
         key = key_of(wanted)
         store = self._caches.store(item.type)
         if key in store:
-            _check_owner(owner, item.type, key, store.owner(key))
+            check_owner(owner, item.type, key, store.owner(key))
             return 0
         try:
             answer = await self._send(owner, item.type, wanted, "POST", collection_path(item.type, key.namespace))
@@ -230,7 +230,7 @@ class Applier:
             if error.status == 404:
                 return
             raise typed_error(error, f"{type_.kind} {key}") from error
-        _check_owner(owner, type_, key, controlling_owner(found))
+        check_owner(owner, type_, key, controlling_owner(found))
         self._caches.store(type_).record(found)
 
     async def _delete(self, owner: Manifest, item: Delete) -> None:
@@ -357,7 +357,7 @@ def _name(manifest: Manifest) -> str:
     return f"{manifest['kind']} {key_of(manifest)}"
 
 
-def _check_owner(owner: Manifest, type_: ObjectType, key: Key, holder: Owner | None) -> None:
+def check_owner(owner: Manifest, type_: ObjectType, key: Key, holder: Owner | None) -> None:
     """Fail when an object that we want to write is somebody else's."""
     if holder is not None and holder.uid == owner["metadata"]["uid"]:
         return

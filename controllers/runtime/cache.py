@@ -205,6 +205,11 @@ class CacheSet:
         """Every object of the type."""
         return self.store(type_).all()
 
+    def holds(self, type_: ObjectType) -> bool:
+        """Whether every object of the type is here: it is watched and was listed."""
+        cache = self._caches.get(type_)
+        return cache is not None and cache.synced.is_set() and not type_.managed_only
+
     def synced(self) -> bool:
         """Whether every type was listed at least once."""
         return all(cache.synced.is_set() for cache in self._caches.values())

@@ -29,6 +29,9 @@ JSON: Final = "application/json"
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """Accept header of a list that leaves out all but the objects' metadata."""
 
+METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""Likewise of one object."""
+
 NO_ANSWER: Final = 0
 """Status of an ApiError for a request that got no answer: whether it was carried out is unknown."""
 

@@ -88,6 +88,26 @@ class Metrics:
             ("resource",),
             registry=registry,
         )
+        self.reviews = Counter(
+            "headrace_admission_reviews_total",
+            "Admission reviews by result: allowed, warned, refused, or failed by a bug (and allowed)",
+            ("kind", "result"),
+            registry=registry,
+        )
+        self.review_time = Histogram(
+            "headrace_admission_review_duration_seconds", "Length of an admission review", ("kind",), registry=registry
+        )
+        self.certificate_expiry = Gauge(
+            "headrace_webhook_certificate_expiry_timestamp_seconds",
+            "When the certificate that the webhook serves expires, Unix time; 0 while there is none",
+            registry=registry,
+        )
+        self.kind_served = Gauge(
+            "headrace_kind_served",
+            "1 while the API server serves the kind to the leader, 0 while its CRD is missing",
+            ("kind",),
+            registry=registry,
+        )
         self._depth = Gauge("workqueue_depth", "Keys ready to be worked on", ("name",), registry=registry)
         self._adds = Counter("workqueue_adds_total", "Keys added", ("name",), registry=registry)
         self._retries = Counter("workqueue_retries_total", "Keys tried again", ("name",), registry=registry)

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from controllers.runtime.apply import Applier, Gone, TransientApiError
 from controllers.runtime.client import NotLeader
@@ -169,7 +170,7 @@ def parse(model: type[R], manifest: Manifest) -> R:
         problems = [item for item in error.errors() if item["loc"][:1] != ("status",)]
         if not problems:
             return model.model_validate({field: value for field, value in manifest.items() if field != "status"})
-        parts = [f"{_path(item['loc'])}: {item['msg']} (found {_short(item['input'])})" for item in problems[:5]]
+        parts = [f"{_path(item['loc'])}: {_words(item)}" for item in problems[:5]]
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise TerminalError("InvalidSpec", f"Correct these fields: {'; '.join(parts)}{more}") from error
 
@@ -201,6 +202,13 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     return path.removeprefix(".")
+
+
+def _words(problem: ErrorDetails) -> str:
+    # A rule of ours says itself what it found; its input is the whole object around the field.
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{problem['msg']} (found {_short(problem['input'])})"
 
 
 def _short(value: object) -> str:

@@ -37,8 +37,31 @@ class ModelSource(Model):
     """Secret with storage credentials, as in a TrainingJob's storage.secretRef; by default the embedded store's."""
 
 
-_ELEMENTS: dict[str, tuple[type, ...]] = {"BOOL": (bool,), "BYTES": (str,), "FP32": (int, float), "FP64": (int, float)}
-"""JSON types of a tensor's values by its datatype; the others are whole numbers."""
+_WHOLE = {
+    **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+}
+"""Least and greatest value of the datatypes of whole numbers."""
+_WRITE = {
+    "BOOL": "write true or false",
+    "BYTES": "write text in quotes",
+    "FP32": "write numbers",
+    "FP64": "write numbers",
+    **{name: f"write whole numbers from {least} to {most}" for name, (least, most) in _WHOLE.items()},
+}
+"""What a tensor's values are to be, by its datatype."""
+
+
+def _is_a(datatype: str, value: Any) -> bool:
+    """Whether a JSON value is one of this datatype."""
+    if datatype in ("BOOL", "BYTES"):
+        return isinstance(value, bool if datatype == "BOOL" else str)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    if datatype in ("FP32", "FP64"):
+        return True
+    least, most = _WHOLE[datatype]
+    return isinstance(value, int) and least <= value <= most
 
 
 def _fallback_order(spec: InferenceServiceSpec) -> bool:
@@ -77,12 +100,13 @@ class Tensor(Model):
         # Not a CEL rule: the values have no one type in a structural schema, so CEL does not see them.
         if len(self.data) != (count := math.prod(self.shape)):
             raise ValueError(
-                f"data of output {self.name} has {len(self.data)} values and shape {self.shape} means {count}"
+                f"data of output {self.name} has {len(self.data)} values and shape {self.shape} means {count}: "
+                "change data or shape (which is that of one row, without the batch)"
             )
-        types = _ELEMENTS.get(self.datatype, (int,))
         for value in self.data:
-            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                raise ValueError(f"data of output {self.name}: {value!r} is no {self.datatype}")
+            if not _is_a(self.datatype, value):
+                right = f"{_WRITE[self.datatype]}, or change datatype"
+                raise ValueError(f"data of output {self.name}: {value!r} is no {self.datatype}: {right}")
         return self
 
 

@@ -34,6 +34,16 @@ app.kubernetes.io/part-of: headrace
 {{- printf "%s:%s" (join "/" $parts) (default .root.Chart.AppVersion $image.tag) -}}
 {{- end -}}
 
+{{- define "headrace.webhookName" -}}
+{{ include "headrace.fullname" . }}-webhook
+{{- end -}}
+
+{{- /* What the API server and people reach the webhook by. */ -}}
+{{- define "headrace.webhookNames" -}}
+{{- $host := printf "%s.%s" (include "headrace.webhookName" .) .Release.Namespace -}}
+{{- printf "%s.svc,%s.svc.%s" $host $host .Values.clusterDomain -}}
+{{- end -}}
+
 {{- define "headrace.embeddedStorage" -}}
 {{- if not .Values.storage.uri -}}true{{- end -}}
 {{- end -}}

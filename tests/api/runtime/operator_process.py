@@ -1,7 +1,8 @@
-"""The operator program with the toy kind instead of the platform's: `python operator_process.py`, settings as ever."""
+"""The operator program with the toy kinds instead of the platform's: `python operator_process.py`, settings as ever."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from app import Operator  # noqa: E402
 from settings import environment_settings  # noqa: E402
 
 from controllers.runtime.logs import configure_logging  # noqa: E402
-from tests.api.runtime.toy import WidgetController  # noqa: E402
+from tests.api.runtime.toy import GadgetController, WidgetController  # noqa: E402
 
 
 def main() -> int:
@@ -23,7 +24,8 @@ def main() -> int:
     configure_logging(settings.log_level, settings.log_format)
 
     async def run() -> int:
-        return await Operator(settings, [WidgetController()]).run()
+        gadgets = [GadgetController()] if os.environ.get("TOY_GADGETS") else []
+        return await Operator(settings, [WidgetController(), *gadgets]).run()
 
     return uvloop.run(run())
 

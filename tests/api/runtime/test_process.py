@@ -23,6 +23,7 @@ from cluster.controlplane import ControlPlane, free_ports, write_kubeconfig
 from tests.api.rest import Rest
 from tests.api.runtime.conftest import Space, eventually, new_space, wait_until
 from tests.api.runtime.proxy import Proxy, expire_once, proxy
+from tests.api.runtime.toy import GROUP, gadget_crd, widget
 
 PROGRAM = Path(__file__).parent / "operator_process.py"
 SYSTEM = "operator-system"
@@ -64,9 +65,9 @@ class Process:
 
 @contextmanager
 def operator(
-    plane: ControlPlane, folder: Path, name: str, *, kubeconfig: Path | None = None, **extra: str
+    plane: ControlPlane, folder: Path, name: str, *, kubeconfig: Path | None = None, gadgets: bool = False, **extra: str
 ) -> Iterator[Process]:
-    """A running process; `extra` are HEADRACE_* variables."""
+    """A running process; `gadgets`: with the second toy kind; `extra` are HEADRACE_* variables."""
     health, metrics = free_ports(2)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")} | {
         "KUBECONFIG": str(kubeconfig or plane.kubeconfig),
@@ -76,6 +77,7 @@ def operator(
         "HEADRACE_HEALTH_PORT": str(health),
         "HEADRACE_METRICS_PORT": str(metrics),
         **{f"HEADRACE_{key.upper()}": value for key, value in extra.items()},
+        "TOY_GADGETS": "true" if gadgets else "",
     }
     log = folder / f"{name}.log"
     with log.open("wb") as output:
@@ -234,6 +236,35 @@ async def test_resources_that_went_while_kopf_did_not_look_are_dropped(
                 space.delete("configmaps", "comes")
                 await eventually(lambda: space.get("configmaps", "comes") is not None, "the child of what is there")
             assert space.get("configmaps", "goes") is None
+
+
+def test_a_kind_whose_crd_is_missing_stops_no_other_and_is_found_when_it_comes(
+    plane: ControlPlane, space: Space, tmp_path: Path
+) -> None:
+    with operator(plane, tmp_path, "kinds", lease_name="kinds", gadgets=True) as process:
+        space.create("w")
+        wait_until(lambda: space.is_ready("w"), "the kind that is served works", 60)
+        assert "has no gadgets; is the CRD installed?" in process.log.read_text()
+        assert 'headrace_kind_served{kind="Gadget"} 0.0' in process.get("/metrics")[1]
+        assert 'headrace_kind_served{kind="Widget"} 1.0' in process.get("/metrics")[1]
+        assert process.get("/livez") == process.get("/readyz") == (200, "ok\n")
+
+        rest = space.rest
+        assert rest("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", gadget_crd()).accepted
+        try:
+            path = space.path("widgets").replace("widgets", "gadgets")
+            gadget = widget("g", space.name) | {"kind": "Gadget"}
+            wait_until(lambda: rest("POST", path, gadget).status in (201, 409), "gadgets are served")
+            wait_until(lambda: "status" in rest("GET", f"{path}/g").body, "gadgets are watched", 60)
+            assert 'headrace_kind_served{kind="Gadget"} 1.0' in process.get("/metrics")[1]
+            space.create("v")
+            wait_until(lambda: space.is_ready("v"), "the first kind is still watched")
+        finally:
+            rest("DELETE", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gadgets.{GROUP}")
+        # And when it goes again, the others work on.
+        wait_until(lambda: 'headrace_kind_served{kind="Gadget"} 0.0' in process.get("/metrics")[1], "it is missed", 60)
+        space.create("u")
+        wait_until(lambda: space.is_ready("u"), "the first kind goes on", 60)
 
 
 def test_without_a_cluster_it_says_what_to_set(plane: ControlPlane, tmp_path: Path) -> None:

@@ -83,6 +83,20 @@ def widget(name: str, namespace: str = "default", **spec: Any) -> Manifest:
     }
 
 
+class Gadget(Widget):
+    """A second kind, which the API server does not serve before a test installs its CRD."""
+
+    info: ClassVar[KindInfo] = KindInfo("Gadget", "gadgets", "gadget", group=GROUP, version="v1")
+
+
+def gadget_crd() -> Manifest:
+    """The CRD of Gadget."""
+    spec = CRD["spec"] | {
+        "names": {"kind": "Gadget", "plural": "gadgets", "singular": "gadget", "listKind": "GadgetList"}
+    }
+    return CRD | {"metadata": {"name": f"gadgets.{GROUP}"}, "spec": spec}
+
+
 @dataclass(frozen=True)
 class Observed:
     """The pods, the newest attempt last."""
@@ -129,6 +143,12 @@ class WidgetController:
             events=events,
             requeue_after=timedelta(minutes=5),
         )
+
+
+class GadgetController(WidgetController):
+    """Controller[Gadget, Observed], with the Widgets' plan."""
+
+    resource = Gadget
 
 
 def config_map(resource: Widget) -> Manifest:

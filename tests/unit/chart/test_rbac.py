@@ -11,8 +11,9 @@ import pytest
 
 from controllers import rbac
 from controllers.runtime import objects
+from controllers.runtime.admission import Reviewing
 from controllers.runtime.namespace import NAMESPACE_TYPES
-from controllers.runtime.objects import ObjectType
+from controllers.runtime.objects import SECRET, ObjectType
 
 ROOT = Path(__file__).parents[3]
 FILES = ROOT / "charts" / "headrace" / "files"
@@ -31,7 +32,26 @@ def grants(rules: list[dict[str, Any]]) -> Iterator[Grant]:
                         yield group, resource, verb, name
 
 
-@pytest.mark.parametrize("name", ["cluster-rules.yaml", "namespace-rules.yaml"])
+def test_what_reviews_look_at_can_be_read() -> None:
+    held = {(group, resource, verb) for group, resource, verb, name in grants(RULES) if not name}
+    for controller in CONTROLLERS:
+        assert isinstance(controller, Reviewing)
+        for type_ in controller.reviews:
+            right = (type_.group, type_.plural, "get" if type_.namespaced else "list")
+            assert (right in held) == (type_ != SECRET), type_
+
+
+def test_the_webhook_s_rights_are_to_two_objects() -> None:
+    rules = [*rbac.manifest(rbac.WEBHOOK_CLUSTER_RULES), *rbac.manifest(rbac.WEBHOOK_NAMESPACE_RULES)]
+    assert {(resource, name) for _, resource, _, name in grants(rules)} == {
+        ("validatingwebhookconfigurations", '{{ include "headrace.webhookName" . }}'),
+        ("secrets", '{{ include "headrace.webhookName" . }}'),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["cluster-rules.yaml", "namespace-rules.yaml", "webhook-cluster-rules.yaml", "webhook-namespace-rules.yaml"]
+)
 def test_the_charts_rules_are_what_the_controllers_declare(name: str) -> None:
     assert (FILES / name).read_text() == rbac.files(CONTROLLERS)[name], "run: python -m controllers.rbac"
 
@@ -88,14 +108,14 @@ TYPES: dict[str, ObjectType] = {name: value for name, value in vars(objects).ite
 
 
 def used_types(folder: Path) -> set[ObjectType]:
-    """Types that a kind's code names outside its declaration (`owns`, `reads`) and its imports."""
+    """Types that a kind's code names outside its declaration (`owns`, `reads`, `REVIEWS`) and its imports."""
     found: set[str] = set()
     for path in folder.glob("*.py"):
         tree = ast.parse(path.read_text())
         declared = {
             id(name)
             for node in ast.walk(tree)
-            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in ("owns", "reads")
+            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in ("owns", "reads", "REVIEWS")
             for name in ast.walk(node)
         }
         found |= {
@@ -113,7 +133,7 @@ def used_types(folder: Path) -> set[ObjectType]:
 @pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda controller: controller.resource.info.kind)
 def test_a_kind_declares_exactly_the_types_that_its_code_uses(controller: Any) -> None:
     folder = ROOT / Path(*type(controller).__module__.split(".")[:-1])
-    assert set(controller.owns) | set(controller.reads) == used_types(folder)
+    assert {*controller.owns, *controller.reads, *controller.reviews} == used_types(folder)
 
 
 def test_every_declared_type_can_be_watched_and_written() -> None:

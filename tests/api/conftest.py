@@ -42,4 +42,7 @@ def helm(control_plane: Path) -> Helm:
         subprocess.run([*kubectl, verb, "-f", str(CRDS), *values, "--overwrite"], check=True, capture_output=True)
     helm = Helm(control_plane)
     helm.install()
+    # Nothing runs here, so nobody answers reviews: each would wait for its timeout.
+    configuration = "validatingwebhookconfiguration/headrace-webhook"
+    subprocess.run([*kubectl, "delete", configuration], check=True, capture_output=True)
     return helm

@@ -12,7 +12,7 @@ import yaml
 
 from cluster.controlplane import control_plane as new_control_plane
 from tests.api.helm import CHART, Helm, HelmError
-from tests.api.rest import Answer, Rest
+from tests.api.rest import APPLY, Answer, Rest
 
 Manifest = dict[str, Any]
 SYSTEM = "/api/v1/namespaces/headrace-system"
@@ -26,6 +26,7 @@ CLUSTER_SCOPED = (
     "CustomResourceDefinition",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
+    "ValidatingWebhookConfiguration",
 )
 
 MATRIX: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,7 @@ MATRIX: dict[str, tuple[str, ...]] = {
     "own credentials": ("storage.existingSecret=keys",),
     "one replica, one zone": ("operator.replicas=1", "operator.zoneSpreadPolicy=DoNotSchedule"),
     "no network policy, no CRDs": ("networkPolicy.enabled=false", "crds.enabled=false"),
+    "no webhook": ("webhook.enabled=false",),
     "private registry": (
         "image.registry=registry.example:5000",
         "image.tag=1.2.3",
@@ -59,6 +61,8 @@ MATRIX: dict[str, tuple[str, ...]] = {
         "operator.priorityClassName=high",
         "operator.extraEnv[0].name=HTTPS_PROXY",
         "operator.extraEnv[0].value=http://proxy.example",
+        "webhook.timeoutSeconds=2",
+        "webhook.checkSecrets=true",
         "s3.persistence.storageClassName=fast",
         "s3.persistence.size=1Ti",
         "s3.bucket=models",
@@ -119,6 +123,37 @@ def credentials(rest: Rest) -> dict[str, str]:
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
+WEBHOOK = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/headrace-webhook"
+
+
+def keep_certificate(rest: Rest, authority: str) -> None:
+    """Write what the operator writes, as it does."""
+    for path, kind, version, fields in (
+        (f"{SYSTEM}/secrets/headrace-webhook", "Secret", "v1", {"data": {"ca.crt": authority}}),
+        (
+            WEBHOOK,
+            "ValidatingWebhookConfiguration",
+            "admissionregistration.k8s.io/v1",
+            {"webhooks": [{"name": "review.headrace.dev", "clientConfig": {"caBundle": authority}}]},
+        ),
+    ):
+        body = {"apiVersion": version, "kind": kind, "metadata": {"name": "headrace-webhook"}, **fields}
+        answer = rest("PATCH", path, body, content_type=APPLY, fieldManager="headrace", force="true")
+        assert answer.accepted, answer.message
+
+
+def cluster_authority(kubeconfig: Path) -> str:
+    """Some authority's certificate, in base64; the API server takes nothing else for one."""
+    return str(yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]["certificate-authority-data"])
+
+
+def certificate(rest: Rest) -> list[str]:
+    """What Secret and configuration hold of it."""
+    (webhook,) = rest("GET", WEBHOOK).body["webhooks"]
+    data = rest("GET", f"{SYSTEM}/secrets/headrace-webhook").body["data"]
+    return [data["ca.crt"], webhook["clientConfig"]["caBundle"]]
+
+
 def operator_image(rest: Rest) -> str:
     body = rest("GET", "/apis/apps/v1/namespaces/headrace-system/deployments/headrace-operator").body
     return str(body["spec"]["template"]["spec"]["containers"][0]["image"])
@@ -133,16 +168,20 @@ def test_the_life_of_a_release(fresh: Path) -> None:
     helm, rest = Helm(fresh), Rest(fresh)
     helm.install()
     first = credentials(rest)
+    authority = cluster_authority(fresh)
+    keep_certificate(rest, authority)
     assert len(first["AWS_SECRET_ACCESS_KEY"]) == 40
     assert "helm test headrace" in helm.status()["info"]["notes"]
 
     helm.install("image.tag=0.2.0", "operator.replicas=3", "s3.resources.limits.memory=1Gi")
     assert operator_image(rest) == "headrace/operator:0.2.0"
     assert credentials(rest) == first, "new credentials would cut off every running job"
+    assert certificate(rest) == [authority] * 2, "the webhook would fail until the operator looks again"
 
     helm("rollback", "headrace", "1")
     assert operator_image(rest) == "headrace/operator:0.1.0"
     assert credentials(rest) == first
+    assert certificate(rest) == [authority] * 2
 
     helm("uninstall", "headrace")
     for kept in (
@@ -153,6 +192,8 @@ def test_the_life_of_a_release(fresh: Path) -> None:
     for gone in (
         f"{SYSTEM}/secrets/headrace-s3",
         f"{SYSTEM}/serviceaccounts/headrace-operator",
+        f"{SYSTEM}/secrets/headrace-webhook",
+        "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/headrace-webhook",
         "/apis/rbac.authorization.k8s.io/v1/clusterroles/headrace-operator",
         "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/headrace-worker-reports",
     ):
@@ -184,6 +225,8 @@ def test_crds_go_with_the_release_where_they_are_not_to_be_kept(fresh: Path) -> 
         ("storage.endpoint=https://s3.example", "name the folder in that service too"),
         ("s3.bucket=A", "/s3/bucket"),
         ("s3.persistence.size=lots", "/s3/persistence/size"),
+        ("webhook.timeoutSeconds=60", "/webhook/timeoutSeconds"),
+        ("webhook.certManager.issuer=x", "issuer"),
         ("networkPolicy.apiServerPorts={}", "/networkPolicy/apiServerPorts"),
         ("monitoring.serviceMonitor.enable=true", "enable"),
     ],

@@ -11,6 +11,7 @@ from controllers.runtime.settings import Settings
 from controllers.trainingjob.names import (
     ATTEMPT,
     MASTER_PORT,
+    METRICS_PORT,
     RANK,
     RESTARTS,
     WORKER,
@@ -21,7 +22,7 @@ from controllers.trainingjob.names import (
 )
 from headrace.api.meta import parse_quantity
 from headrace.api.schema import Model
-from headrace.api.trainingjob import GitSource, TrainingJob
+from headrace.api.trainingjob import GitSource, Registry, TrainingJob
 
 ZONE = "topology.kubernetes.io/zone"
 GPU_PRODUCT = "nvidia.com/gpu.product"
@@ -91,7 +92,10 @@ def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, re
         "env": pods.merged_env(environment(job, settings, index, attempt), spec.env),
         "envFrom": pods.storage_env_from(spec.storage.secret_ref if spec.storage else None),
         "volumeMounts": mounts,
-        "ports": [{"name": "rendezvous", "containerPort": MASTER_PORT, "protocol": "TCP"}],
+        "ports": [
+            {"name": "rendezvous", "containerPort": MASTER_PORT, "protocol": "TCP"},
+            *({"name": name, "containerPort": port, "protocol": "TCP"} for name, port in metrics_ports(job)),
+        ],
     }
     if spec.args:
         container["args"] = list(spec.args)
@@ -163,6 +167,12 @@ def zone_spread(job: TrainingJob, attempt: int) -> Manifest:
     }
 
 
+def metrics_ports(job: TrainingJob) -> list[tuple[str, int]]:
+    """Name and number of the port at which each process of a worker serves its metrics."""
+    ports = range(METRICS_PORT, METRICS_PORT + processes_per_worker(job))
+    return [("metrics" if port == METRICS_PORT else f"metrics-{port - METRICS_PORT}", port) for port in ports]
+
+
 def pack_affinity(job: TrainingJob) -> Manifest:
     """Workers in the zone of the first one, where they fit."""
     term = {"topologyKey": ZONE, "labelSelector": {"matchLabels": worker_labels(job)}}
@@ -228,6 +238,9 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
         pods.variable("HEADRACE_STORAGE_URI", storage_uri(job, settings)),
         pods.variable("HEADRACE_CHECKPOINT_INTERVAL", spec.checkpoint.interval),
         pods.variable("HEADRACE_CHECKPOINT_KEEP", spec.checkpoint.keep),
+        pods.variable("HEADRACE_CHECKPOINT", _json(spec.checkpoint)),
+        pods.variable("HEADRACE_METRICS_PORT", METRICS_PORT),
+        pods.variable("HEADRACE_IMAGE", spec.image or settings.trainer_image),
         pods.variable("HEADRACE_TOPOLOGY", _json(spec.topology)),
         pods.variable("MASTER_ADDR", master),
         pods.variable("MASTER_PORT", MASTER_PORT),
@@ -246,9 +259,25 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
             pods.variable("LOCAL_WORLD_SIZE", 1),
             pods.variable("GROUP_RANK", index),
         ]
+    if spec.evaluation:
+        env.append(pods.variable("HEADRACE_EVALUATION", _json(spec.evaluation)))
+    if spec.registry:
+        env.append(pods.variable("HEADRACE_REGISTRY", _json(spec.registry)))
+        env += registry_credentials(spec.registry)
     if spec.classifier:
         env.append(pods.variable("HEADRACE_CLASSIFIER", _json(spec.classifier)))
     return env
+
+
+def registry_credentials(registry: Registry) -> list[Manifest]:
+    """What the registry's Secret has of MLflow's variables; it may lack some of them."""
+    if registry.secret_ref is None:
+        return []
+    name = registry.secret_ref.name
+    return [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": name, "key": key, "optional": True}}}
+        for key in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    ]
 
 
 def _json(model: Model) -> str:

@@ -12,6 +12,8 @@ RESTARTS = "headrace.dev/restarts"
 """Annotation of a worker: counted restarts when its attempt began, so that the count outlives a lagging status."""
 WORKER = "worker"
 MASTER_PORT = 29500
+METRICS_PORT = 9400
+"""Port of the first process of a worker; the others follow."""
 
 
 def worker_name(job: str, index: int) -> str:

@@ -204,6 +204,7 @@ def resumed(run: Run, new: status.Status) -> Iterable[Event]:
     step = new["progress"].get("resumedFromStep")
     if step is not None and step != earlier.progress.resumed_from_step:
         yield _event("Normal", "Resumed", f"attempt {run.attempt} resumed from the checkpoint of step {step}")
+    yield from status.observed(run, new)
 
 
 def _event(type_: str, reason: str, note: str, action: str = "Reconcile") -> Event:

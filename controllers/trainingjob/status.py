@@ -12,8 +12,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controllers.runtime.conditions import Wanted, conditions
+from controllers.runtime.plan import Event
 from controllers.runtime.podstate import container_statuses, is_ready, moment, name_of, node_of, phase
 from controllers.runtime.settings import Settings
+from controllers.trainingjob import observations
 from controllers.trainingjob.builders import ZONE, storage_uri
 from controllers.trainingjob.failure import Outcome, Verdict
 from controllers.trainingjob.names import processes_per_worker, selector
@@ -179,14 +181,17 @@ def _status(run: Run, settings: Settings, figures: Mapping[str, Any], wanted: Se
     before = run.job.status or TrainingJobStatus()
     started = [at for pod in run.present if (at := moment(pod["metadata"].get("creationTimestamp"))) is not None]
     generation = run.job.metadata.generation
+    report, _ = _report(run)
     status = TrainingJobStatus(
         observed_generation=generation,
         storage_uri=storage_uri(run.job, settings),
         selector=selector(run.job),
         start_time=before.start_time or _whole_seconds(min([*started, run.now])),
+        **observations.figures(before, report),
         **figures,
     ).manifest()
-    status["conditions"] = conditions(wanted, before.conditions, generation, run.now)
+    said = [*wanted, *observations.wanted(report)]
+    status["conditions"] = conditions(said, before.conditions, generation, run.now)
     return status
 
 
@@ -229,6 +234,11 @@ def _counts(run: Run, ready: int) -> WorkerCounts:
     total = len(run.workers)
     succeeded = sum(phase(pod) == "Succeeded" for pod in run.present)
     return WorkerCounts(total=total, ready=ready, succeeded=succeeded, summary=f"{ready + succeeded}/{total}")
+
+
+def observed(run: Run, new: Status) -> list[Event]:
+    """Events for what the trainer measures of itself and had not said before."""
+    return observations.events(run.job.status or TrainingJobStatus(), _report(run)[0], new["conditions"])
 
 
 def _report(run: Run) -> tuple[Report | None, str | None]:

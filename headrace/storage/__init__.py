@@ -1,7 +1,7 @@
 """The one door to storage: a URI (`s3://`, `hdfs://`, `file://`) is a `Store` with a few atomic operations."""
 
 from headrace.storage.credentials import Credentials
-from headrace.storage.errors import AccessDenied, InvalidLocation, NotFound, StorageError, Unreachable
+from headrace.storage.errors import AccessDenied, InvalidLocation, NotFound, StorageError, StorageFull, Unreachable
 from headrace.storage.patience import patiently
 from headrace.storage.store import Entry, Store, download
 
@@ -12,6 +12,7 @@ __all__ = [
     "InvalidLocation",
     "NotFound",
     "StorageError",
+    "StorageFull",
     "Store",
     "Unreachable",
     "download",

@@ -47,6 +47,12 @@ class Unreachable(StorageError):
     retryable = True
 
 
+class StorageFull(StorageError):
+    """There is no room: the disk is full, or a quota is used up. Room may be made while others wait."""
+
+    retryable = True
+
+
 _SUMMARY = re.compile(r"AWS Error (?P<code>[A-Z0-9_ ]+?)(?: \(HTTP status \d+\))? during (?P<operation>\w+)")
 _UNPARSED = re.compile(r"Unable to parse ExceptionName: (?P<name>\w+) Message: (?P<message>[^(]*)")
 _DENIED = {
@@ -64,6 +70,20 @@ _DENIED = {
     "InvalidToken",
     "AuthorizationHeaderMalformed",
 }
+_FULL = {
+    "QuotaExceeded",
+    "QuotaExceededException",
+    "InsufficientStorage",
+    "XMinioStorageFull",
+    "XMinioAdminBucketQuotaExceeded",
+    "StorageFull",
+    "InsufficientCapacity",
+}
+_FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_TEXT = re.compile(
+    "HTTP status 507|No space left on device|Disk quota exceeded|DSQuotaExceeded|quota exceeded", re.IGNORECASE
+)
+"""HTTP 507 (WebDAV, RFC 4918); the C library's words for ENOSPC and EDQUOT; HDFS's exception; S3 gateways' words."""
 _UNREACHABLE_ERRNO = {
     errno.ECONNREFUSED,
     errno.ECONNRESET,
@@ -83,7 +103,7 @@ def missing_bucket(uri: str, store: str = "") -> NotFound:
 def translate(error: OSError, uri: str, store: str = "") -> StorageError:
     """The typed error of what a filesystem raised for `uri`; `store` says which server was asked.
 
-    A full disk or another local failure that no type fits is an Unreachable: the store cannot work now.
+    A local failure that no other type fits is an Unreachable: the store cannot work now.
     """
     text = " ".join(str(error).split())
     where = f" at {store}" if store else ""
@@ -92,6 +112,12 @@ def translate(error: OSError, uri: str, store: str = "") -> StorageError:
     code = unparsed["name"] if unparsed else match["code"] if match else ""
     if code == "NO_SUCH_BUCKET" or "The specified bucket does not exist" in text or "does not exist or access" in text:
         return missing_bucket(uri, store)
+    if code in _FULL or error.errno in _FULL_ERRNO or _FULL_TEXT.search(text):
+        return StorageFull(
+            uri,
+            f"there is no room left{where or ' on the disk'}: {text if len(text) < 300 else text[:300]}",
+            "delete what is no longer needed, or raise the quota",
+        )
     if code in _DENIED or (match and "HTTP status 403" in text):
         return AccessDenied(
             uri,

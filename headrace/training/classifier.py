@@ -168,7 +168,7 @@ class _Training:
                 reported = position.batch
             if run.checkpoints.due():
                 self._save()
-            if run.interrupted:
+            if run.must_stop:
                 raise Interrupted
             if last:
                 break

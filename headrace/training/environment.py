@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from headrace.api.meta import parse_duration
-from headrace.api.trainingjob import Topology
+from headrace.api.schema import Model
+from headrace.api.trainingjob import Checkpoint, Topology
 from headrace.training.errors import ConfigurationError
+
+M = TypeVar("M", bound=Model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class Environment:
         topology: HEADRACE_TOPOLOGY, the JSON of spec.topology: how the processes work together.
         checkpoint_interval: HEADRACE_CHECKPOINT_INTERVAL in seconds.
         checkpoint_keep: HEADRACE_CHECKPOINT_KEEP.
+        metrics_port: HEADRACE_METRICS_PORT, of the worker's first process; 0: metrics are not served.
+        checkpoint: HEADRACE_CHECKPOINT, the JSON of spec.checkpoint; its interval and keep are those above.
         collective_timeout: HEADRACE_COLLECTIVE_TIMEOUT in seconds: a collective that takes longer fails the attempt.
         rendezvous_timeout: HEADRACE_RENDEZVOUS_TIMEOUT in seconds: time for all workers to appear.
     """
@@ -46,6 +52,8 @@ class Environment:
     topology: Topology = field(default_factory=Topology)
     checkpoint_interval: float = 30.0
     checkpoint_keep: int = 2
+    metrics_port: int = 0
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     collective_timeout: float = 300.0
     rendezvous_timeout: float = 600.0
 
@@ -81,6 +89,8 @@ class Environment:
             topology=_topology(values),
             checkpoint_interval=_seconds(values, "HEADRACE_CHECKPOINT_INTERVAL", "30s"),
             checkpoint_keep=_integer(values, "HEADRACE_CHECKPOINT_KEEP", 2, 1),
+            metrics_port=_integer(values, "HEADRACE_METRICS_PORT", 0, 0),
+            checkpoint=_model(values, "HEADRACE_CHECKPOINT", Checkpoint) or Checkpoint(),
             collective_timeout=_seconds(values, "HEADRACE_COLLECTIVE_TIMEOUT", "5m"),
             rendezvous_timeout=_seconds(values, "HEADRACE_RENDEZVOUS_TIMEOUT", "10m"),
         )
@@ -99,6 +109,21 @@ def _topology(values: Mapping[str, str]) -> Topology:
             f"HEADRACE_TOPOLOGY {path}".rstrip(),
             f"{first.get('input')!r:.100}: {first['msg']}",
             "set it to the JSON of a TrainingJob's spec.topology, of the release that made the image",
+        ) from error
+
+
+def _model(values: Mapping[str, str], name: str, model: type[M]) -> M | None:
+    text = values.get(name, "")
+    if not text:
+        return None
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(
+            f"{name} {'.'.join(map(str, first['loc']))}".rstrip(),
+            f"{first.get('input')!r:.100}: {first['msg']}",
+            "set it to the JSON that a TrainingJob has, of the release that made the image",
         ) from error
 
 

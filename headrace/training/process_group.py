@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -117,8 +118,8 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def broadcast_bytes(data: bytes | None, device: Any) -> bytes:
-    """Rank 0's `data` on every rank; the others pass None."""
+def broadcast_bytes(data: bytes | None, device: Any, source: int = 0) -> bytes:
+    """The `data` of rank `source` on every rank; the others pass None."""
     import numpy as np
     import torch
     import torch.distributed as dist
@@ -126,15 +127,28 @@ def broadcast_bytes(data: bytes | None, device: Any) -> bytes:
     if dist.get_world_size() == 1:
         return data or b""
     size = torch.tensor([len(data) if data is not None else 0], dtype=torch.int64, device=device)
-    dist.broadcast(size, src=0)
+    dist.broadcast(size, src=source)
     buffer = np.frombuffer(data, np.uint8).copy() if data is not None else np.empty(int(size.item()), np.uint8)
     for start in range(0, len(buffer), _CHUNK):
         part = torch.from_numpy(buffer[start : start + _CHUNK])
         moved = part.to(device)
-        dist.broadcast(moved, src=0)
+        dist.broadcast(moved, src=source)
         if data is None:
             part.copy_(moved)
     return buffer.tobytes()
+
+
+def greatest(values: Sequence[int], device: Any) -> list[int]:
+    """The greatest of each of the numbers over all ranks. Collective."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    found: list[int] = tensor.tolist()
+    return found
 
 
 def _backend(environment: Environment) -> tuple[str, Any]:

@@ -64,14 +64,19 @@ class Report:
     Args:
         attempt: Number of the attempt.
         backend: Collective library.
+
+    Attributes:
+        figures: Epochs and steps, finished and in all.
+        metrics: Final metrics by name.
+        resumed_from_step: Step of the checkpoint that was restored.
     """
 
     def __init__(self, attempt: int, backend: str) -> None:
         self._attempt = attempt
         self._backend = backend
-        self._figures: dict[str, int] = {"epoch": 0, "epochs": 0, "step": 0, "steps": 0}
+        self.figures: dict[str, int] = {"epoch": 0, "epochs": 0, "step": 0, "steps": 0}
         self._loss: Any = None
-        self._metrics: dict[str, str] = {}
+        self.metrics: dict[str, float] = {}
         self._model_uri = ""
         self._throughput = Throughput()
         self.resumed_from_step: int | None = None
@@ -89,34 +94,44 @@ class Report:
         model_uri: str | None = None,
     ) -> None:
         """Take new values; None keeps the old one. The loss may be a tensor: its number is read by `content`."""
-        self._figures |= {name: int(value) for name, value in figures.items() if value is not None}
+        self.figures |= {name: int(value) for name, value in figures.items() if value is not None}
         if loss is not None:
             self._loss = loss.detach() if hasattr(loss, "detach") else loss
         if samples:
             self._throughput.add(samples)
-        self._metrics |= {name: significant(float(value), 6) for name, value in (metrics or {}).items()}
+        self.metrics |= {name: float(value) for name, value in (metrics or {}).items()}
         self._model_uri = model_uri or self._model_uri
+
+    @property
+    def loss(self) -> float | None:
+        """The loss that was said last; reading it waits for a GPU."""
+        return None if self._loss is None else float(self._loss)
+
+    @property
+    def rate(self) -> float:
+        """Samples per second, over all workers."""
+        return self._throughput.rate()
 
     def content(self) -> dict[str, Any]:
         """The report as `docs/architecture.md` describes it."""
-        rate = self._throughput.rate()
+        rate, loss = self.rate, self.loss
         progress = Progress(
-            **self._figures,
+            **self.figures,
             percent=self._percent(),
-            loss="" if self._loss is None else significant(float(self._loss), 4),
+            loss="" if loss is None else significant(loss, 4),
             throughput=significant(rate, 3) if rate else "",
             backend=self._backend,
             resumed_from_step=self.resumed_from_step,
         )
         extra: dict[str, Any] = {"attempt": self._attempt}
-        if self._metrics:
-            extra["metrics"] = dict(self._metrics)
+        if self.metrics:
+            extra["metrics"] = {name: significant(value, 6) for name, value in self.metrics.items()}
         if self._model_uri:
             extra["modelUri"] = self._model_uri
         return progress.manifest() | extra
 
     def _percent(self) -> int:
         for done, whole in (("step", "steps"), ("epoch", "epochs")):
-            if self._figures[whole]:
-                return min(100, 100 * self._figures[done] // self._figures[whole])
+            if self.figures[whole]:
+                return min(100, 100 * self.figures[done] // self.figures[whole])
         return 0

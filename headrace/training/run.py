@@ -9,7 +9,7 @@
         for step in range(state["step"] if state else 0, 1000):
             loss = ...
             run.report(step=step + 1, steps=1000, loss=loss, samples=len(batch))
-            if run.checkpoints.due():
+            if run.checkpoints.due():  # the same on all workers
                 run.checkpoints.save(step + 1, {"model": model, "optimizer": optimizer})
 
 The same script runs in a notebook: one process, no reports, and checkpoints where a storage URI is given.
@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from headrace.reporting import Reporter, pod_reporter
 from headrace.storage import StorageError, Store, patiently
@@ -33,10 +34,13 @@ from headrace.training.checkpoint_folder import CheckpointFolder, Owner
 from headrace.training.environment import Environment
 from headrace.training.errors import EXIT_CONFIGURATION, ConfigurationError, Interrupted
 from headrace.training.interruption import GRACE, Interruption
-from headrace.training.process_group import Group, join, leave
+from headrace.training.observer import Observer
+from headrace.training.process_group import Group, broadcast_bytes, join, leave
 from headrace.training.progress import Report
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FINAL_REPORT_TIMEOUT = 30.0
 """Seconds for the last report of a finished run, which carries its metrics and the model's URI."""
@@ -58,6 +62,7 @@ class Run:
         backend: Collective library, gloo or nccl.
         storage: Folder of the run; None where none is given.
         checkpoints: Saves and restores models and optimizers.
+        observer: What is measured of this worker.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Run:
         storage: Store | None,
         reporter: Reporter | None,
         interruption: Interruption,
+        session: str = "",
     ) -> None:
         self.environment = environment
         self.device = group.device
@@ -75,12 +81,15 @@ class Run:
         self._reporter = reporter
         self._interruption = interruption
         self._report = Report(environment.attempt, group.backend)
+        self.observer = Observer(environment, group.device, storage, self._report, lambda: self.checkpoints)
         self._reported = -REPORT_RESOLUTION
         folder = None
         if self.storage is not None:
-            owner = Owner(environment.run_id, attempt=environment.attempt)
-            folder = CheckpointFolder(self.storage.folder("checkpoints"), owner, environment.checkpoint_keep)
-        self.checkpoints = Checkpoints(folder, environment, group, lambda: interruption.requested, self._begin)
+            owner = Owner(environment.run_id, attempt=environment.attempt, session=session)
+            folder = CheckpointFolder(
+                self.storage.folder("checkpoints"), owner, environment.checkpoint_keep, environment.checkpoint.best
+            )
+        self.checkpoints = Checkpoints(folder, environment, group, lambda: interruption.requested, self._begin, lambda: self.observer.goodput.useful)
 
     @property
     def rank(self) -> int:
@@ -96,6 +105,11 @@ class Run:
     def interrupted(self) -> bool:
         """Whether this worker was told to stop (SIGTERM)."""
         return self._interruption.requested
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether this worker was told to stop and has nothing more to save; `report` raises Interrupted then."""
+        return self.interrupted and self.checkpoints.may_leave
 
     def report(
         self,
@@ -124,23 +138,33 @@ class Run:
         Raises:
             Interrupted: the worker was told to stop. It is a SystemExit, so a script needs to do nothing about it.
         """
-        if self._reporter is not None:
-            figures = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps}
-            self._report.update(figures, loss, samples * self.world_size, metrics, model_uri)
-            if time.monotonic() - self._reported >= REPORT_RESOLUTION:
-                self.flush()
-        if self.interrupted and not self.checkpoints.due():
+        figures = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps}
+        self._report.update(figures, loss, samples * self.world_size, metrics, model_uri)
+        if step is not None:
+            self.observer.step(step)
+        if self._reporter is not None and time.monotonic() - self._reported >= REPORT_RESOLUTION:
+            self.flush()
+        if self.must_stop:
             raise Interrupted
 
     def flush(self) -> None:
         """Hand what was last said to the reporter now."""
         if self._reporter is not None:
             self._reported = time.monotonic()
-            self._reporter.report(self._report.content())
+            self._reporter.report(self._report.content() | self.observer.content())
 
-    def _begin(self, step: int | None) -> None:
+    def data(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, with the time that each takes to come counted as waiting for data."""
+        return self.observer.clock.waiting(batches)
+
+    def watch(self, model: Any) -> None:
+        """Show how long steps wait for other workers' gradients, as this DistributedDataParallel measures it."""
+        self.observer.clock.watch(model)
+
+    def _begin(self, step: int | None, useful: float | None = None) -> None:
         self._report.resumed_from_step = step
         self._report.restart_clock()
+        self.observer.begin(useful)
 
 
 @contextmanager
@@ -179,19 +203,21 @@ def session(
                 # With peers a failed run does not take the group down: that could wait for those that are gone.
                 stack.callback(leave)
             reporter = pod_reporter(sink) if told.rank == 0 else None
-            run = Run(told, group, storage, reporter, interruption)
+            run = Run(told, group, storage, reporter, interruption, _session_id(told, group))
             try:
                 yield run
                 run.checkpoints.wait()
                 run.flush()
             except BaseException as error:
                 run.checkpoints.settle()
+                run.observer.close(FAILED_REPORT_TIMEOUT)
                 if reporter is not None:
                     reporter.close(FAILED_REPORT_TIMEOUT)
                 if run.interrupted and isinstance(error, RuntimeError):
                     # The others were told to stop too, and their leaving broke a collective here.
                     raise Interrupted from error
                 raise
+            run.observer.close(FINAL_REPORT_TIMEOUT)
             if reporter is not None and not reporter.close(FINAL_REPORT_TIMEOUT):
                 logger.warning("the last report could not be sent")
             if run.interrupted:
@@ -203,6 +229,13 @@ def session(
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the termination message
         raise SystemExit(EXIT_CONFIGURATION) from error
+
+
+def _session_id(told: Environment, group: Group) -> str:
+    """Differs from one session to the next, and is the same on all workers; a lone one needs none."""
+    if told.world_size == 1:
+        return ""
+    return broadcast_bytes(secrets.token_hex(4).encode() if told.rank == 0 else None, group.device).decode()
 
 
 def _announce(told: Environment) -> Store | None:

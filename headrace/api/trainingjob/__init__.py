@@ -1,23 +1,40 @@
 """TrainingJob: a distributed training run that survives its pods."""
 
-from headrace.api.trainingjob.checkpoint import Checkpoint, Storage
+from headrace.api.trainingjob.checkpoint import Best, Checkpoint, Storage
 from headrace.api.trainingjob.kind import TrainingJob
 from headrace.api.trainingjob.lifecycle import RestartPolicy
+from headrace.api.trainingjob.outcome import Evaluation, Registry
 from headrace.api.trainingjob.sources import GitSource, Script
 from headrace.api.trainingjob.spec import TrainingJobSpec
-from headrace.api.trainingjob.status import Progress, TrainingJobStatus, WorkerCounts, WorkerPlace
+from headrace.api.trainingjob.status import (
+    CheckpointStatus,
+    Goodput,
+    Progress,
+    RegisteredModel,
+    StepTime,
+    TrainingJobStatus,
+    WorkerCounts,
+    WorkerPlace,
+)
 from headrace.api.trainingjob.topology import GPU, Topology
 from headrace.api.trainingjob.trainers import ClassifierTrainer, Dataset
 
 __all__ = [
     "GPU",
+    "Best",
     "Checkpoint",
+    "CheckpointStatus",
     "ClassifierTrainer",
     "Dataset",
+    "Evaluation",
     "GitSource",
+    "Goodput",
     "Progress",
+    "RegisteredModel",
+    "Registry",
     "RestartPolicy",
     "Script",
+    "StepTime",
     "Storage",
     "Topology",
     "TrainingJob",

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from headrace.api.meta import LocalReference
 from headrace.api.schema import Duration, Model, StorageURI
+
+
+class Best(Model):
+    """The checkpoint that is kept besides the last ones."""
+
+    metric: Annotated[str, Field(min_length=1, max_length=63)]
+    """Name of a number that the script gives to checkpoints.save; the built-in trainer gives loss."""
+    mode: Literal["Min", "Max"] = "Min"
+    """Min: the least value is the best. Max: the greatest."""
 
 
 class Checkpoint(Model):
@@ -17,6 +26,11 @@ class Checkpoint(Model):
     """Least time between two checkpoints."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """Checkpoints kept; older ones are removed."""
+    best: Best | None = None
+    """Also keep the checkpoint with the best value of a metric."""
+    writers: Literal["RankZero", "AllRanks"] = "RankZero"
+    """Who writes tensors that every worker has alike. AllRanks: each worker an equal part of them, faster where models
+    are large. Shards of a spread model are always written by the workers that have them."""
 
 
 class Storage(Model):

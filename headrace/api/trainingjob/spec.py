@@ -10,6 +10,7 @@ from headrace.api.meta import PodOptions
 from headrace.api.schema import LIST_ATOMIC, ImageName, Rule, rules
 from headrace.api.trainingjob.checkpoint import Checkpoint, Storage
 from headrace.api.trainingjob.lifecycle import RestartPolicy
+from headrace.api.trainingjob.outcome import Evaluation, Registry
 from headrace.api.trainingjob.sources import Script
 from headrace.api.trainingjob.topology import GPU, Topology
 from headrace.api.trainingjob.trainers import ClassifierTrainer
@@ -32,6 +33,11 @@ RESERVED_ENV = (
     "HEADRACE_TOPOLOGY",
     "HEADRACE_CHECKPOINT_INTERVAL",
     "HEADRACE_CHECKPOINT_KEEP",
+    "HEADRACE_CHECKPOINT",
+    "HEADRACE_EVALUATION",
+    "HEADRACE_REGISTRY",
+    "HEADRACE_METRICS_PORT",
+    "HEADRACE_IMAGE",
     "PET_NNODES",
     "PET_NODE_RANK",
     "PET_NPROC_PER_NODE",
@@ -156,6 +162,10 @@ class TrainingJobSpec(PodOptions):
     """Where checkpoints and the model go; by default s3://headrace/<namespace>/<name> in the embedded store."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     """When the state of a run is saved."""
+    evaluation: Evaluation | None = None
+    """What the trained model must be worth; a run that misses it fails and publishes nothing."""
+    registry: Registry | None = None
+    """Where the run is logged and its model registered; by default nowhere."""
     restart_policy: RestartPolicy = Field(default_factory=RestartPolicy)
     """How often a failed run is started again; the one field that may change while the job runs."""
 

@@ -24,6 +24,66 @@ class WorkerCounts(Model):
     """Workers that run or finished / workers asked for, for kubectl get."""
 
 
+class StepTime(Model):
+    """Where the time of a step goes, in seconds, as rank 0 last reported."""
+
+    total: str = ""
+    """Seconds from one step to the next."""
+    data: str = ""
+    """Seconds of it that were spent waiting for data."""
+    communication: str = ""
+    """Seconds of it that were spent waiting for other workers' gradients."""
+    compute: str = ""
+    """What remains."""
+
+
+class Goodput(Model):
+    """Time that brought the model forward, and where the rest went; whole seconds of the whole job."""
+
+    percent: int = 0
+    """Useful time / wall time, 0 to 100."""
+    useful_seconds: int = 0
+    """Steps that count: those that were lost again are not among them."""
+    startup_seconds: int = 0
+    """From the job's start to its first step: scheduling, images, waiting for the other workers, reading data."""
+    restart_seconds: int = 0
+    """From the last step before a failure to the first one after it."""
+    checkpoint_seconds: int = 0
+    """Steps held up by checkpoints."""
+    lost_step_seconds: int = 0
+    """Steps after the last checkpoint before a failure, which were done again."""
+    hang_seconds: int = 0
+    """No step was finished and nobody had noticed yet."""
+    other_seconds: int = 0
+    """The rest: evaluation, export, publishing."""
+
+
+class CheckpointStatus(Model):
+    """The checkpoints of this attempt, as rank 0 last reported."""
+
+    step: int = 0
+    """Step of the last one that is whole in storage."""
+    bytes: int = 0
+    """Its size, of all workers together."""
+    seconds: str = ""
+    """From the moment of the state that it holds until it was whole."""
+    pause_seconds: str = ""
+    """How long it held training up."""
+
+
+class RegisteredModel(Model):
+    """The model in the registry."""
+
+    model: str = ""
+    """Its name there."""
+    version: str = ""
+    """Its version."""
+    run_id: str = ""
+    """The run that made it."""
+    url: str = ""
+    """Where to look at it."""
+
+
 class WorkerPlace(Model):
     """Where one worker runs."""
 
@@ -54,6 +114,10 @@ class Progress(Model):
     """Training loss of the last reported step, four significant digits."""
     throughput: str = ""
     """Samples per second over all workers, three significant digits."""
+    learning_rate: str = ""
+    """Learning rate of the last reported step, four significant digits."""
+    estimated_remaining_seconds: int | None = None
+    """Seconds until the last step at the present pace; unset where the script did not say how many there are."""
     backend: str = ""
     """Collective library in use: gloo or nccl."""
     resumed_from_step: int | None = None
@@ -75,6 +139,14 @@ class TrainingJobStatus(Status):
     """How far training is."""
     metrics: dict[str, str] = Field(default_factory=dict)
     """Final metrics by name, such as accuracy, as decimal text."""
+    step_time: StepTime | None = None
+    """Where the time of a step goes."""
+    goodput: Goodput | None = None
+    """Time that brought the model forward, and where the rest went."""
+    checkpoint: CheckpointStatus | None = None
+    """The last checkpoint."""
+    registered: RegisteredModel | None = None
+    """The model in the registry of spec.registry."""
     model_uri: str = ""
     """The exported model, once training succeeded."""
     storage_uri: str = ""

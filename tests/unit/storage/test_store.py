@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
 import pytest
 
-from headrace.storage import AccessDenied, Credentials, InvalidLocation, NotFound, StorageError, Store, download
+from headrace.storage import (
+    AccessDenied,
+    Credentials,
+    InvalidLocation,
+    NotFound,
+    StorageError,
+    StorageFull,
+    Store,
+    download,
+)
+from headrace.storage.errors import translate
 
 
 @pytest.fixture
@@ -144,8 +155,27 @@ def test_hdfs_without_its_client_says_what_the_image_lacks(monkeypatch: pytest.M
 
 
 def test_permission_errors_are_access_denied() -> None:
-    from headrace.storage.errors import translate
-
     error = translate(PermissionError(13, "Permission denied"), "file:///x")
     assert isinstance(error, AccessDenied)
     assert "owner and mode" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        # What Arrow makes of versitygw's and MinIO's answers.
+        OSError(
+            "When uploading part for key 'a' in bucket 'b': AWS Error UNKNOWN (HTTP status 403) during UploadPart "
+            "operation: Unable to parse ExceptionName: QuotaExceeded Message: Your request was denied due to quota."
+        ),
+        OSError("AWS Error UNKNOWN (HTTP status 507) during PutObject operation: Unable to parse ExceptionName: X"),
+        OSError("org.apache.hadoop.hdfs.protocol.DSQuotaExceededException: The DiskSpace quota of /runs is exceeded"),
+    ],
+)
+def test_a_full_store_is_told_from_one_that_refuses(error: OSError) -> None:
+    found = translate(error, "s3://b/a")
+    assert isinstance(found, StorageFull)
+    assert found.retryable
+    assert "raise the quota" in found.remedy

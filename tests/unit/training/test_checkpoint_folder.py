@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace.storage import StorageError, Store
-from headrace.training.checkpoint_folder import CheckpointFolder, Owner
+from headrace.api.trainingjob import Best
+from headrace.storage import StorageError, StorageFull, Store
+from headrace.training.checkpoint_folder import CheckpointFolder, Owner, PartMissing
 
 
 @pytest.fixture
@@ -108,7 +109,8 @@ def test_what_a_successor_is_still_writing_is_left_alone(path: Path) -> None:
     save(new, 20)
     (path / "step-20" / "manifest.json").unlink()
     save(old, 15)
-    assert {item.name for item in (path / "step-20").iterdir()} == {"attempt-2.safetensors", "attempt-2.json"}
+    names = {item.name for item in (path / "step-20").iterdir()}
+    assert names == {"attempt-2.safetensors", "attempt-2.json", "attempt-2.part-0.json"}
 
 
 def test_an_interrupted_save_leaves_the_one_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +126,65 @@ def test_an_interrupted_save_leaves_the_one_before(path: Path, monkeypatch: pyte
     monkeypatch.setattr(Store, "write_bytes", fail_at_manifest)
     with pytest.raises(StorageError):
         save(target, 20)
+    loaded = folder(path).latest()
+    assert loaded is not None
+    assert loaded.step == 10
+
+
+def test_a_checkpoint_of_several_workers_is_whole_when_all_parts_are(path: Path) -> None:
+    first, second = folder(path, session="ab"), folder(path, session="ab")
+    save(folder(path), 10)
+    second.write_part(20, 1, {"shard-1.safetensors": b"right"}, {"pieces": {"w": ["shard-1.safetensors", [2], [2]]}})
+    loaded = folder(path).latest()
+    assert loaded is not None
+    assert loaded.step == 10, "a part is no checkpoint"
+    first.write_part(20, 0, {"shard-0.safetensors": b"left"}, {"pieces": {"w": ["shard-0.safetensors", [0], [2]]}})
+    manifest = first.commit(20, 2)
+    loaded = folder(path).latest()
+    assert loaded is not None
+    assert loaded.files == {"shard-0.safetensors": b"left", "shard-1.safetensors": b"right"}
+    assert manifest["pieces"]["w"] == [["shard-0.safetensors", [0], [2]], ["shard-1.safetensors", [2], [2]]]
+
+
+def test_a_worker_that_wrote_no_part_is_named_and_the_one_before_stays(path: Path) -> None:
+    save(folder(path), 10)
+    late = folder(path, session="ab")
+    folder(path, session="another").write_part(20, 1, {}, {})  # of a session that ended
+    late.write_part(20, 0, {"json": b"{}"}, {})
+    with pytest.raises(PartMissing, match="worker 1 wrote no part of this checkpoint within 0 s") as caught:
+        late.commit(20, 2, timeout=0)
+    assert caught.value.retryable
+    loaded = folder(path).latest()
+    assert loaded is not None
+    assert loaded.step == 10
+
+
+@pytest.mark.parametrize(("mode", "best"), [("Min", 20), ("Max", 40)])
+def test_the_best_is_kept_besides_the_last_ones(path: Path, mode: str, best: int) -> None:
+    target = CheckpointFolder(Store.open(f"file://{path}"), keep=2, best=Best(metric="loss", mode=mode))  # type: ignore[arg-type]
+    for step, loss in ((10, 0.5), (20, 0.1), (30, 0.4), (40, 0.9), (50, 0.3), (60, 0.2)):
+        target.save(step, {"json": b"{}"}, {"loss": loss})
+    target.save(70, {"json": b"{}"})
+    assert target.steps() == [70, 60, best]
+    assert [manifest["step"] for manifest in target.candidates()] == [70, 60, best]
+    assert [manifest["step"] for manifest in target.candidates(best=True)] == [best, 70, 60]
+
+
+def test_a_full_store_costs_the_checkpoint_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder(path)
+    save(target, 10)
+    write = Store.write_bytes
+
+    def full(self: Store, name: str, data: bytes) -> None:
+        if name.endswith(".json"):
+            raise StorageFull(name, "there is no room left")
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write_bytes", full)
+    with pytest.raises(StorageFull):
+        save(target, 20)
+    monkeypatch.undo()
+    assert list((path / "step-20").iterdir()) == [], "what was written of it takes no room"
     loaded = folder(path).latest()
     assert loaded is not None
     assert loaded.step == 10

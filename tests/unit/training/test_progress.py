@@ -55,6 +55,7 @@ def test_a_report_is_progress_and_what_else_the_operator_reads() -> None:
         "percent": 50,
         "loss": "0.1235",
         "throughput": "",
+        "learningRate": "",
         "backend": "gloo",
         "resumedFromStep": 10,
         "metrics": {"accuracy": "0.972222"},

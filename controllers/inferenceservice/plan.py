@@ -35,6 +35,9 @@ from controllers.runtime.workload import Workload, pod_template, server, templat
 from headrace.api import InferenceService
 from headrace.api.chain import PREDICTOR
 
+LOOK_FOR_SECRET = timedelta(seconds=10)
+"""Pause before the next look while pods say that the default storage's Secret is gone: nothing tells that it came."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Order:
@@ -57,15 +60,16 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
         workload.name for workload, part in ((router, order.router), (predictor, order.predictor)) if part.waits_for
     }
     status, requeue_after = _status(service, observed, settings, order, now)
+    lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in (*observed.router.pods, *observed.predictor.pods))
     return Plan(
         applies=(
-            *_namespace(service, observed, settings),
+            *_namespace(service, settings, lost=lost),
             *(item for item in wanted if item.type != DEPLOYMENT or item.manifest["metadata"]["name"] not in held),
         ),
         deletes=_unwanted(observed, wanted, keep_chains=order.router.rolling or order.router.part.deployment is None),
         status=status,
         events=transitions(service.status, status),
-        requeue_after=requeue_after,
+        requeue_after=_soonest([requeue_after, LOOK_FOR_SECRET if lost else None]),
         labels={"answering": status["answering"]},
     )
 
@@ -97,15 +101,14 @@ def _children(service: InferenceService, chain: Manifest, router: Workload, pred
     return tuple(children)
 
 
-def _namespace(service: InferenceService, observed: Observed, settings: Settings) -> tuple[Apply, ...]:
+def _namespace(service: InferenceService, settings: Settings, *, lost: bool) -> tuple[Apply, ...]:
     spec = service.spec
-    pods = (*observed.router.pods, *observed.predictor.pods)
     return namespace_objects(
         service.metadata.namespace,
         settings,
         account=None in (spec.router.service_account_name, spec.predictor.service_account_name),
         storage=spec.predictor.model.secret_ref is None or builders.uses_default_storage_in_router(service),
-        lost=any(lacks_secret(pod, STORAGE_SECRET) for pod in pods),
+        lost=lost,
     )
 
 

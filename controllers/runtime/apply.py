@@ -49,8 +49,8 @@ APPLIED: Final = "headrace.dev/applied"
 """Annotation with the hash of what was last applied."""
 REAPPLY_AFTER: Final = 3600.0
 """Seconds after which an object of an unwatched type is applied again."""
-RESTORE_AFTER: Final = 15.0
-"""Seconds after which it is when something waits for it; a kubelet looks again that often."""
+RESTORE_AFTER: Final = 5.0
+"""Seconds after which it is when something waits for it: thousands of pods may say so at the same time."""
 REPLACED: Final[Mapping[ObjectType, str]] = {ROLE_BINDING: "roleRef"}
 """Types with a field that the API server lets nobody change."""
 NEVER: Final = "1"

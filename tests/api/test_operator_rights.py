@@ -22,6 +22,9 @@ from tests.api.rest import MERGE, Rest, path_of
 
 ROOT = Path(__file__).parents[2]
 OPERATOR = "system:serviceaccount:headrace-system:headrace-operator"
+WEBHOOK = "headrace-webhook"
+RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces/default"
+JOBS = path_of(GOOD_JOB, collection=True)
 Right = tuple[str, str, str]
 """Group, resource and verb."""
 
@@ -39,6 +42,16 @@ RARE: dict[str, Callable[[str, str, str], bool]] = {
 """Rights that a short run does not use, by the reason why they are held all the same."""
 
 
+def binding(role: str, namespace: str = "default") -> dict[str, Any]:
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "headrace-worker", "labels": {"app.kubernetes.io/managed-by": "headrace"}},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": "headrace-worker", "namespace": namespace}],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Installation:
     """A control plane with the chart, and an operator process with the operator's own token."""
@@ -48,15 +61,27 @@ class Installation:
     log: Path
 
 
+def address(plane: ControlPlane, url: str) -> None:
+    """Have the API server reach the webhook, which no Service leads to here."""
+    path = f"/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/{WEBHOOK}"
+    admin = Rest(plane.kubeconfig)
+    found = admin("GET", path).body
+    (webhook,) = found["webhooks"]
+    assert admin("PUT", path, found | {"webhooks": [webhook | {"clientConfig": {"url": url}}]}).accepted
+
+
 @contextmanager
 def operator(plane: ControlPlane, folder: Path) -> Iterator[Path]:
-    health, metrics = free_ports(2)
+    health, metrics, webhook = free_ports(3)
     kubeconfig = service_account_kubeconfig(
         plane.kubeconfig, "headrace-system", "headrace-operator", folder / "operator.kubeconfig"
     )
     log = folder / "operator.log"
+    address(plane, f"https://127.0.0.1:{webhook}/")
     command = [sys.executable, str(ROOT / "operator"), "--kubeconfig", str(kubeconfig), "--host", "127.0.0.1"]
     command += ["--namespace", "headrace-system", "--health-port", str(health), "--metrics-port", str(metrics)]
+    command += ["--webhook-secret", WEBHOOK, "--webhook-configuration", WEBHOOK]
+    command += ["--webhook-names", "127.0.0.1", "--webhook-port", str(webhook)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=output, stderr=output)
         try:
@@ -113,7 +138,12 @@ def right(event: dict[str, Any]) -> Right:
 
 
 def granted() -> set[Right]:
-    rules = [*rbac.cluster_rules(rbac.chart_controllers()), *rbac.NAMESPACE_RULES]
+    rules = [
+        *rbac.cluster_rules(rbac.chart_controllers()),
+        *rbac.NAMESPACE_RULES,
+        *rbac.WEBHOOK_CLUSTER_RULES,
+        *rbac.WEBHOOK_NAMESPACE_RULES,
+    ]
     return {
         (group, resource, verb)
         for rule in rules
@@ -127,6 +157,13 @@ def granted() -> set[Right]:
 def worked(installation: Installation) -> Installation:
     """The operator made the children of a job and of a service, and followed a change of both."""
     admin, log = installation.admin, installation.log
+    # Another release, of another name, was here before.
+    assert admin("POST", f"{RBAC}/rolebindings", binding("mill-headrace-worker")).accepted
+    script = {"configMap": {"name": "code", "key": "train.py"}}
+    reviewed = {"metadata": {"name": "reviewed"}, "spec": {"classifier": None, "script": script, "gpu": {"count": 1}}}
+    eventually(
+        "a warning at apply", lambda: admin("POST", JOBS, merge_patch(GOOD_JOB, reviewed), dryRun="All").warnings, log
+    )
     service = merge_patch(GOOD_SERVICE, {"spec": {"predictor": {"minReplicas": 1, "maxReplicas": 2}}})
     for manifest in (GOOD_JOB, service):
         answer = admin("POST", path_of(manifest, collection=True), manifest)
@@ -161,11 +198,45 @@ def test_the_operator_holds_no_idle_right(worked: Installation) -> None:
     assert not {item for item in idle if not any(rare(*item) for rare in RARE.values())}
 
 
-def test_the_operator_never_reads_a_secret(worked: Installation) -> None:
-    verbs = {event["verb"] for event in requests(worked.plane) if event["objectRef"]["resource"] == "secrets"}
-    assert verbs == {"patch"}
+def test_the_operator_reads_no_secret_but_its_webhook_s(worked: Installation) -> None:
+    secrets = {
+        (event["verb"], event["objectRef"]["namespace"], event["objectRef"]["name"])
+        for event in requests(worked.plane)
+        if event["objectRef"]["resource"] == "secrets"
+    }
+    assert secrets == {
+        ("patch", "default", "headrace-storage"),
+        ("get", "headrace-system", WEBHOOK),
+        ("patch", "headrace-system", WEBHOOK),
+    }
     secret = worked.admin("GET", "/api/v1/namespaces/default/secrets/headrace-storage").body
     assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} > secret.get("data", {}).keys() - {"AWS_REGION"}
+
+
+def test_a_binding_that_another_release_left_is_made_again(worked: Installation) -> None:
+    found = worked.admin("GET", f"{RBAC}/rolebindings/headrace-worker").body
+    assert found["roleRef"]["name"] == "headrace-worker"
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/namespaces/default/serviceaccounts/headrace-worker", f"{RBAC}/rolebindings/headrace-worker"]
+)
+def test_what_a_namespace_shares_comes_back_when_it_is_deleted(worked: Installation, path: str) -> None:
+    uid = worked.admin("GET", path).body["metadata"]["uid"]
+    assert worked.admin("DELETE", path).accepted
+    eventually("it is back", lambda: worked.admin("GET", path).body["metadata"].get("uid", uid) != uid, worked.log)
+
+
+def test_the_storage_s_secret_comes_back_when_a_pod_waits_for_it(worked: Installation) -> None:
+    secret = "/api/v1/namespaces/default/secrets/headrace-storage"
+    assert worked.admin("DELETE", secret).accepted
+    pod = "/api/v1/namespaces/default/pods/good-worker-0"
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "headrace-storage" not found'}
+    status = {"name": "worker", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
+    status["state"] = {"waiting": waiting}  # as the kubelet says it
+    body = {"status": {"phase": "Pending", "containerStatuses": [status]}}
+    assert worked.admin("PATCH", f"{pod}/status", body, content_type=MERGE).accepted
+    eventually("it is back", lambda: worked.admin("GET", secret).accepted, worked.log)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +248,8 @@ def test_the_operator_never_reads_a_secret(worked: Installation) -> None:
         ("PATCH", "/apis/rbac.authorization.k8s.io/v1/clusterroles/headrace-operator"),
         ("PATCH", "/api/v1/namespaces/default/pods/good-worker-0"),
         ("PATCH", "/apis/headrace.dev/v1alpha1/namespaces/default/trainingjobs/good"),
+        ("GET", "/api/v1/namespaces/headrace-system/secrets/headrace-s3"),
+        ("PATCH", "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/somebody-elses"),
         ("DELETE", "/api/v1/namespaces/default"),
         ("PATCH", "/api/v1/nodes/a"),
     ],
@@ -192,17 +265,10 @@ def test_the_operator_cannot_give_its_workers_another_role(worked: Installation,
     target = tmp_path / "kubeconfig"
     token = service_account_kubeconfig(worked.plane.kubeconfig, "headrace-system", "headrace-operator", target)
     worked.admin("POST", "/api/v1/namespaces", {"metadata": {"name": "escalation"}})
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "RoleBinding",
-        "metadata": {"name": "headrace-worker"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "name": "headrace-worker", "namespace": "escalation"}],
-    }
     answer = Rest(token)(
         "PATCH",
         "/apis/rbac.authorization.k8s.io/v1/namespaces/escalation/rolebindings/headrace-worker",
-        binding,
+        binding("cluster-admin", "escalation"),
         content_type="application/apply-patch+yaml",
         fieldManager="headrace",
     )

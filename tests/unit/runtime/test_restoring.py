@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from controllers.inferenceservice.controller import InferenceServiceController
+from controllers.inferenceservice.plan import LOOK_FOR_SECRET
 from controllers.runtime.apply import REAPPLY_AFTER, RESTORE_AFTER, Applier
 from controllers.runtime.cache import CacheSet, WatchCache
 from controllers.runtime.manager import Manager
@@ -26,6 +27,7 @@ from controllers.runtime.podstate import lacks_secret
 from controllers.runtime.settings import Settings
 from controllers.trainingjob.controller import TrainingJobController
 from headrace.api import TrainingJob
+from tests.unit.inferenceservice import factory as serving
 from tests.unit.trainingjob.worlds import job, pod, running, waiting
 from tests.unit.trainingjob.worlds import planned as plan_of_job
 
@@ -130,6 +132,19 @@ def test_a_job_whose_worker_waits_for_the_secret_writes_it_again() -> None:
     assert not shared(plan_of_job(job(), []).applies)["Secret"].lost
     own = job(storage={"uri": "s3://a/b", "secretRef": {"name": STORAGE_SECRET}})
     assert "Secret" not in shared(plan_of_job(own, waits).applies), "that one is the user's to make"
+
+
+def test_a_service_whose_pod_waits_for_the_secret_writes_it_again_and_looks_again() -> None:
+    of = serving.service()
+    cluster = serving.well(of)
+    well = serving.plan(of, cluster)
+    assert not shared(well.applies)["Secret"].lost
+    (status,) = serving.pods(cluster, "predictor")[0]["status"]["containerStatuses"]
+    status |= {"ready": False, "state": serving.waiting(*LACKS)}
+    plan = serving.plan(of, cluster)
+    assert shared(plan.applies)["Secret"].lost
+    assert plan.requeue_after is not None
+    assert plan.requeue_after <= LOOK_FOR_SECRET
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,20 @@ class Kube:
 
     def refused(self, manifest: Manifest) -> str:
         """The API server's words on an object that it must refuse; ClusterError when it accepts."""
-        done = subprocess.run(
+        done = self._apply(manifest)
+        if done.returncode == 0:
+            raise ClusterError(f"accepted: {done.stdout.strip()}")
+        return done.stderr
+
+    def warned(self, manifest: Manifest) -> str:
+        """The warnings that kubectl prints with an object that is accepted; ClusterError when it is refused."""
+        done = self._apply(manifest)
+        if done.returncode != 0:
+            raise ClusterError(f"refused: {done.stderr.strip()}")
+        return done.stderr
+
+    def _apply(self, manifest: Manifest) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [str(self.kubectl), "--kubeconfig", str(self.kubeconfig), "-n", self.namespace, "apply", "-f", "-"],
             input=yaml.safe_dump(manifest),
             capture_output=True,
@@ -72,9 +85,6 @@ class Kube:
             timeout=60,
             check=False,
         )
-        if done.returncode == 0:
-            raise ClusterError(f"accepted: {done.stdout.strip()}")
-        return done.stderr
 
     def find(self, kind: str, name: str) -> Manifest | None:
         """One object, or None."""

@@ -218,7 +218,10 @@ def _type(controller: Controller[Any, Any]) -> ObjectType:
 
 
 def _json(body: Any) -> web.Response:
-    return web.Response(body=orjson.dumps(body), content_type="application/json")
+    response = web.Response(body=orjson.dumps(body), content_type="application/json")
+    # A connection per review: the Service then spreads them, and none waits for a replica whose node has stopped.
+    response.force_close()
+    return response
 
 
 def _yes(question: dict[str, Any]) -> dict[str, Any]:

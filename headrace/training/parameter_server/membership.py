@@ -85,7 +85,8 @@ class Membership:
         if incarnation != member.incarnation:
             member.incarnation, member.sequence = incarnation, -1
             member.awaited = not known or rank in self._absent
-        member.connected, member.seen, member.finished = True, now, False
+            member.finished = False
+        member.connected, member.seen = True, now
         self._absent.discard(rank)
         return member
 

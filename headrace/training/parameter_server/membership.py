@@ -13,7 +13,7 @@ and went away is lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ class Membership:
             for rank, member in sorted(self.members.items())
         ]
 
-    def restore(self, facts: list[Mapping[str, Any]], now: float) -> None:
+    def restore(self, facts: Sequence[Mapping[str, Any]], now: float) -> None:
         """Take over from `facts`; nobody is connected yet."""
         self.members = {
             int(item["rank"]): Member(

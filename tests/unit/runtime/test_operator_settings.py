@@ -50,12 +50,23 @@ def test_the_secret_key_is_no_flag(settings: ModuleType, capsys: pytest.CaptureF
     assert loaded.installation.storage.secret_access_key == "x"
 
 
+def test_there_is_a_webhook_where_its_certificate_has_a_place(settings: ModuleType) -> None:
+    assert settings.load_settings([], {}).webhook is None
+    environment = {"HEADRACE_WEBHOOK_SECRET": "webhook", "HEADRACE_WEBHOOK_NAMES": "webhook.ml.svc, 127.0.0.1"}
+    webhook = settings.load_settings([], environment).webhook
+    assert (webhook.secret, webhook.names, webhook.port) == ("webhook", ("webhook.ml.svc", "127.0.0.1"), 9443)
+    assert webhook.configuration == "", "somebody else's to keep, unless it is named"
+    assert not webhook.check_secrets
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
         ("WORKERS", "many", "HEADRACE_WORKERS is 'many'; it is a number of at least 1"),
         ("RESYNC", "0", "HEADRACE_RESYNC is '0'; it is a number of at least 1"),
         ("LEADER_ELECT", "perhaps", "HEADRACE_LEADER_ELECT is 'perhaps'; it is true or false"),
+        ("WEBHOOK_NAMES", " , ", "HEADRACE_WEBHOOK_NAMES is empty; name what the API server reaches the webhook by"),
+        ("WEBHOOK_CHECK_SECRETS", "perhaps", "HEADRACE_WEBHOOK_CHECK_SECRETS is 'perhaps'; it is true or false"),
         ("LOG_FORMAT", "xml", "HEADRACE_LOG_FORMAT is 'xml'; it is json or console"),
         ("LOG_LEVEL", "loud", "HEADRACE_LOG_LEVEL is 'loud'; it is debug, info, warning or error"),
     ],
@@ -64,5 +75,5 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(
     settings: ModuleType, capsys: pytest.CaptureFixture[str], variable: str, value: str, message: str
 ) -> None:
     with pytest.raises(SystemExit):
-        settings.load_settings([], {f"HEADRACE_{variable}": value})
+        settings.load_settings([], {"HEADRACE_WEBHOOK_SECRET": "webhook", f"HEADRACE_{variable}": value})
     assert message in capsys.readouterr().err

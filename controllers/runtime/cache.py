@@ -20,6 +20,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from controllers.runtime.backoff import Backoff
@@ -33,6 +34,8 @@ PAGE_SIZE = 500
 """Objects per page of a list."""
 WATCH_SECONDS = (240, 300)
 """Range of a watch's length; random, so that the watches of many types do not all end at once."""
+PATIENCE = (3.0, 30.0)
+"""Range of `CacheSet.patience` in seconds; the first is that of an API server that has little to do."""
 SILENCE = 100.0
 """Seconds without any event that mean a dead connection; the server sends a bookmark about every minute."""
 
@@ -174,8 +177,14 @@ class WatchCache:
 class CacheSet:
     """The caches of every type that some controller owns or reads; what `gather` sees of the cluster."""
 
-    def __init__(self, caches: Iterable[WatchCache] = ()) -> None:
+    def __init__(self, caches: Iterable[WatchCache] = (), *, latency: Callable[[], float] = lambda: 0.0) -> None:
+        """
+        Args:
+            caches: One per type.
+            latency: Seconds that the API server takes for an answer, lately.
+        """
         self._caches: dict[ObjectType, WatchCache] = {cache.type: cache for cache in caches}
+        self._latency = latency
 
     def __iter__(self) -> Iterator[WatchCache]:
         return iter(self._caches.values())
@@ -209,6 +218,15 @@ class CacheSet:
         """Whether every object of the type is here: it is watched and was listed."""
         cache = self._caches.get(type_)
         return cache is not None and cache.synced.is_set() and not type_.managed_only
+
+    def patience(self) -> timedelta:
+        """How long news that change no verdict may be gathered before they are written.
+
+        A hundred answers of the API server: so what is said for completeness is at most some percent of what it does,
+        and while thousands of resources come up at once, it is not asked to store how far each of them is.
+        """
+        seconds = min(max(100 * self._latency(), PATIENCE[0]), PATIENCE[1])
+        return timedelta(seconds=seconds)
 
     def synced(self) -> bool:
         """Whether every type was listed at least once."""

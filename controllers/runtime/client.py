@@ -35,6 +35,9 @@ METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 NO_ANSWER: Final = 0
 """Status of an ApiError for a request that got no answer: whether it was carried out is unknown."""
 
+WEIGHT: Final = 0.02
+"""Share of the newest request in `ApiClient.latency`: the last hundred or so make the average."""
+
 Observer = Callable[[str, int, float], None]
 """Called with the method, the status (NO_ANSWER for none) and the seconds of every request."""
 
@@ -167,6 +170,8 @@ class ApiClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self.latency = 0.0
+        """Seconds that the API server took for an answer lately: an average in which a request counts for `WEIGHT`."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -231,6 +236,8 @@ class ApiClient:
             raise ApiError(NO_ANSWER, "NoJSON", f"{method} {path}: the answer is no JSON: {error}") from error
         finally:
             self._tell(method, status, started)
+            if status != NO_ANSWER:
+                self.latency += WEIGHT * (time.monotonic() - started - self.latency)
 
     async def stream(self, path: str, params: Mapping[str, str], *, silence: float) -> AsyncIterator[dict[str, Any]]:
         """Lines of JSON until the server ends the stream.

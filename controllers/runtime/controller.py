@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 from controllers.runtime.objects import Key, Manifest, ObjectType
@@ -44,6 +44,12 @@ class Caches(Protocol):
 
     def all(self, type_: ObjectType) -> Sequence[Manifest]:
         """Every object of the type (Nodes)."""
+        ...
+
+    def patience(self) -> timedelta:
+        """How long news that change no verdict may be gathered before they are written: the longer, the more the API
+        server has to do.
+        """
         ...
 
 

@@ -100,7 +100,8 @@ class Manager:
         self._client = client
         self._metrics = metrics
         self._clock = clock
-        self.caches = CacheSet(WatchCache(client, type_) for type_ in watched_types(controllers))
+        caches = (WatchCache(client, type_) for type_ in watched_types(controllers))
+        self.caches = CacheSet(caches, latency=lambda: client.latency)
         self._applier = Applier(client, self.caches, concurrency=self.options.concurrency)
         self._events = EventRecorder(client, instance=self.options.identity)
         self._units: dict[tuple[str, str], _Unit] = {}

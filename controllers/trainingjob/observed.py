@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from controllers.runtime.controller import Caches
 from controllers.runtime.objects import NODE, POD, Key, Manifest, by_name
@@ -19,11 +20,13 @@ class Observed:
         pods: Pods of the job by name, whatever their attempt.
         nodes: Nodes of these pods by name, as far as they exist.
         cluster: Every node, for placement and for saying why a worker finds none.
+        patience: How old an attempt may get before it is said how far its start is.
     """
 
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     nodes: Mapping[str, Manifest] = field(default_factory=dict)
     cluster: Sequence[Manifest] = ()
+    patience: timedelta = timedelta(seconds=3)
 
 
 def gather(job: TrainingJob, caches: Caches) -> Observed:
@@ -34,4 +37,4 @@ def gather(job: TrainingJob, caches: Caches) -> Observed:
         node = caches.get(NODE, Key("", name))
         if node is not None:
             nodes[name] = node
-    return Observed(pods, nodes, caches.all(NODE))
+    return Observed(pods, nodes, caches.all(NODE), caches.patience())

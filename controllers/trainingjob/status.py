@@ -26,8 +26,6 @@ from headrace.api.trainingjob import TrainingJob, TrainingJobStatus, WorkerCount
 
 MAX_PLACES = 64
 """Workers listed in placement."""
-SETTLING = timedelta(seconds=3)
-"""Age of an attempt's youngest pod below which small changes of the status are gathered into one write."""
 
 Status = dict[str, Any]
 
@@ -151,7 +149,8 @@ def may_wait(run: Run, status: Status) -> timedelta | None:
         created.append(run.now)  # made by this reconcile
     age = run.now - max(created, default=run.now)
     # A clock that runs behind the API server's must not hold a write back for long.
-    return SETTLING - age if timedelta(0) <= age < SETTLING else None
+    patience = run.observed.patience
+    return patience - age if timedelta(0) <= age < patience else None
 
 
 def _unspoken(run: Run, before: TrainingJobStatus, status: Status) -> bool:

@@ -68,6 +68,9 @@ class Cluster:
     def __init__(self) -> None:
         self.objects: dict[tuple[ObjectType, Key], Manifest] = {}
 
+    def patience(self) -> timedelta:
+        return timedelta(seconds=3)
+
     def owned(self, type_: ObjectType, namespace: str, owner_uid: str) -> Sequence[Manifest]:
         objects = sorted(self.objects.items(), key=_order)
         found = (item for (of_type, key), item in objects if (of_type, key.namespace) == (type_, namespace))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,11 +14,12 @@ from controllers.runtime.objects import POD, REPORT, SERVICE, Manifest
 from controllers.runtime.plan import Plan
 from controllers.trainingjob.controller import TrainingJobController
 from controllers.trainingjob.observed import Observed
-from controllers.trainingjob.plan import backoff
+from controllers.trainingjob.plan import backoff, plan
 from headrace.api.crd import UNSEEN
 from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
 from tests.unit.trainingjob.worlds import (
     NODES,
+    NOW,
     SETTINGS,
     ago,
     condition,
@@ -25,6 +27,7 @@ from tests.unit.trainingjob.worlds import (
     ended,
     job,
     node,
+    observed,
     planned,
     pod,
     running,
@@ -140,6 +143,15 @@ def test_nothing_is_said_or_asked_for_while_nothing_changes() -> None:
     assert not plan.events
     assert not plan.deletes
     assert plan.requeue_after is None
+
+
+def test_a_busy_api_server_is_not_told_how_far_each_start_is() -> None:
+    """A thousand jobs at once: the runtime's patience grows with the API server's latency."""
+    starting = pods(running, scheduled, fresh, age=12)
+    busy = replace(observed(starting), patience=timedelta(seconds=20))
+    assert plan(JOB, busy, NOW, SETTINGS).status is None
+    assert plan(JOB, busy, NOW, SETTINGS).requeue_after == timedelta(seconds=8)
+    assert plan(JOB, replace(busy, patience=timedelta(seconds=12)), NOW, SETTINGS).status is not None
 
 
 @pytest.mark.parametrize("before", [None, UNSEEN], ids=["no status", "the default"])

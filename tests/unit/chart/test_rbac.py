@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,7 @@ def grants(rules: list[dict[str, Any]]) -> Iterator[Grant]:
 def test_what_reviews_look_at_can_be_read() -> None:
     held = {(group, resource, verb) for group, resource, verb, name in grants(RULES) if not name}
     for controller in CONTROLLERS:
-        assert isinstance(controller, Reviewing)
-        for type_ in controller.reviews:
+        for type_ in controller.reviews if isinstance(controller, Reviewing) else ():
             right = (type_.group, type_.plural, "get" if type_.namespaced else "list")
             assert (right in held) == (type_ != SECRET), type_
 
@@ -125,7 +125,7 @@ def used_types(folder: Path) -> set[ObjectType]:
         }
         if "namespace_objects(" in path.read_text():
             found |= {name for name, type_ in TYPES.items() if type_ in NAMESPACE_TYPES}
-        if "server(" in path.read_text():
+        if re.search(r"runtime\.workload import [^\n]*\bserver\b", path.read_text()):
             found |= {"DEPLOYMENT", "PDB", "NETWORK_POLICY"}
     return {TYPES[name] for name in found}
 
@@ -133,7 +133,8 @@ def used_types(folder: Path) -> set[ObjectType]:
 @pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda controller: controller.resource.info.kind)
 def test_a_kind_declares_exactly_the_types_that_its_code_uses(controller: Any) -> None:
     folder = ROOT / Path(*type(controller).__module__.split(".")[:-1])
-    assert {*controller.owns, *controller.reads, *controller.reviews} == used_types(folder)
+    reviews = controller.reviews if isinstance(controller, Reviewing) else ()
+    assert {*controller.owns, *controller.reads, *reviews} == used_types(folder)
 
 
 def test_every_declared_type_can_be_watched_and_written() -> None:

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from headrace.api.trainingjob import ParameterServer
@@ -30,8 +31,9 @@ from headrace.training.environment import Environment
 from headrace.training.errors import ConfigurationError
 from headrace.training.parameter_server.compression import Plain, codec
 from headrace.training.parameter_server.environment import addresses, spec
-from headrace.training.parameter_server.layout import Shard, digest, shards
+from headrace.training.parameter_server.layout import Shard
 from headrace.training.parameter_server.link import CONNECT_TIMEOUT, Link, Patience
+from headrace.training.parameter_server.observer import Observer, Parameters
 from headrace.training.parameter_server.wire import Connection, Frame, Kind, connect
 
 logger = logging.getLogger(__name__)
@@ -119,14 +121,14 @@ class Client:
         first_patience: float = 600.0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        named = [(name, item) for name, item in model.named_parameters() if item.requires_grad]
-        if not named:
+        self._model = Parameters(model, len(addresses), fingerprint)
+        if not self._model.tensors:
             raise ConfigurationError("model", "it has no parameter that requires a gradient", "give it one to train")
         self.learning_rate = learning_rate
         self._rank = rank
         self._settings = settings
         self._synchronous = settings.consistency == "Synchronous"
-        self._parameters = [item for _, item in named]
+        self._parameters = self._model.tensors
         self._addresses = list(addresses)
         self._incarnation = uuid.uuid4().hex
         self._closed = threading.Event()
@@ -138,12 +140,9 @@ class Client:
         self._begun = self._fresh = False
         self._plain_pushed = self._plain_pulled = 0
         self.step = 0
-        shapes = [tuple(item.shape) for item in self._parameters]
-        names = [*(name for name, _ in named), fingerprint]
-        self._identity = {"run": run_id, "model": digest(shapes, names, len(addresses))}
-        self._parts = [
-            self._part(address, shard) for address, shard in zip(addresses, shards(shapes, len(addresses)), strict=True)
-        ]
+        self._look = partial(Observer, addresses, model, run_id=run_id, fingerprint=fingerprint)
+        self._identity = {"run": run_id, "model": self._model.digest}
+        self._parts = [self._part(*pair) for pair in zip(addresses, self._model.shards, strict=True)]
         self._pool = ThreadPoolExecutor(len(self._parts), thread_name_prefix="parameter-server")
         self._join()
         self._patience.seconds = patience
@@ -185,7 +184,7 @@ class Client:
             ServerLost, ConfigurationError: as for the constructor.
         """
         taken = [item.grad for item in self._parameters] if gradients is None else list(gradients)
-        self._gather(taken)
+        self._add(taken)
         for item in self._parameters:
             item.grad = None
         self._weight = rows
@@ -234,16 +233,11 @@ class Client:
     def peek(self) -> None:
         """Put the servers' weights into the model as they are, without waiting and without a clock."""
 
-        def look(part: _Part) -> None:
-            hello = self._identity | {"rank": None, "matrices": part.link.shard.matrices}
-            link = Link(self._addresses[self._parts.index(part)], part.link.shard, lambda: hello, self._patience)
-            try:
-                part.take(link.ask(Kind.EXCHANGE, {"push": False, "pull": True}))
-            finally:
-                link.close()
-
-        self._each(look)
-        self._scatter()
+        observer = self._look(patience=self._patience)
+        try:
+            observer.pull()
+        finally:
+            observer.close()
 
     def status(self) -> list[dict[str, Any]]:
         """What each server says about itself and the workers."""
@@ -289,7 +283,7 @@ class Client:
         self.step = self._clock if self._synchronous else max(welcome["step"] for welcome in welcomes)
         if self._rank != 0:
             return
-        self._gather(self._parameters)
+        self._add(self._parameters)
         self._each(self._initialize)
 
     def _initialize(self, part: _Part) -> None:
@@ -329,7 +323,8 @@ class Client:
             self._plain_pulled += size
             self._since_pull = 0
             self._begun = True
-            self._scatter()
+            for part in self._parts:
+                self._model.put(part.link.shard, part.weights)
 
     def _each(self, task: Callable[[_Part], T]) -> list[T]:
         """Do something with every server at the same time."""
@@ -337,25 +332,10 @@ class Client:
             return [task(self._parts[0])]
         return list(self._pool.map(task, self._parts))
 
-    def _gather(self, tensors: Sequence[Any]) -> None:
+    def _add(self, tensors: Sequence[Any]) -> None:
         """Add one tensor per parameter to what is to be sent."""
         for part in self._parts:
-            start = 0
-            for piece in part.link.shard.pieces:
-                tensor = tensors[piece.tensor]
-                if tensor is not None:
-                    rows = tensor.detach().reshape(-1, piece.columns)[piece.start : piece.stop]
-                    part.pending[start : start + piece.size].add_(rows.reshape(-1))
-                start += piece.size
-
-    def _scatter(self) -> None:
-        """Put the pulled weights into the model."""
-        for part in self._parts:
-            start = 0
-            for piece in part.link.shard.pieces:
-                rows = self._parameters[piece.tensor].data.view(-1, piece.columns)[piece.start : piece.stop]
-                rows.copy_(part.weights[start : start + piece.size].view(piece.rows, piece.columns))
-                start += piece.size
+            self._model.add(tensors, part.link.shard, part.pending)
 
     def _beat(self) -> None:
         """Signs of life on connections of their own. What goes wrong shows on the others."""

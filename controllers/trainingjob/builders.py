@@ -23,9 +23,12 @@ from controllers.trainingjob.names import (
 from headrace.api.meta import parse_quantity
 from headrace.api.schema import Model
 from headrace.api.trainingjob import GitSource, Registry, TrainingJob
+from headrace.api.trainingjob.spec import CLASSIC
 
 ZONE = "topology.kubernetes.io/zone"
 GPU_PRODUCT = "nvidia.com/gpu.product"
+LAUNCHER_PORT = MASTER_PORT + 1
+"""Where the tracker of XGBoost and the servers of TensorFlow listen."""
 SCRIPT_FOLDER = "/etc/headrace/script"
 WORKSPACE = "/workspace"
 REPOSITORY = f"{WORKSPACE}/repository"
@@ -218,7 +221,7 @@ def command(job: TrainingJob) -> list[str]:
     several = processes_per_worker(job) > 1
     python = ["python", "-m", "torch.distributed.run"] if several else ["python"]
     if spec.script is None:
-        return [*python, "-m", "headrace.training", "classifier"]
+        return [*python, "-m", "headrace.training", built_in_trainer(job)[0]]
     if spec.script.config_map:
         return [*python, f"{SCRIPT_FOLDER}/{spec.script.config_map.key}"]
     if spec.script.git:
@@ -266,7 +269,36 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
         env += registry_credentials(spec.registry)
     if spec.classifier:
         env.append(pods.variable("HEADRACE_CLASSIFIER", _json(spec.classifier)))
-    return env
+    elif trainer := built_in_trainer(job)[1]:
+        env.append(pods.variable("HEADRACE_TRAINER", _json(trainer)))
+    return env + launcher_environment(job, settings, index)
+
+
+def built_in_trainer(job: TrainingJob) -> tuple[str, Model | None]:
+    """The field of the spec that describes the built-in trainer, and its value, which is None where a script runs."""
+    for name, trainer in zip(CLASSIC, job.spec.classic, strict=True):
+        if trainer is not None:
+            return name, trainer
+    return "classifier", job.spec.classifier
+
+
+def launcher_environment(job: TrainingJob, settings: Settings, index: int) -> list[Manifest]:
+    """What other frameworks' launchers would set: XGBoost's tracker on rank 0, or TensorFlow's cluster."""
+    workers = job.spec.num_workers
+    if job.spec.launcher == "XGBoost":
+        return [
+            pods.variable("DMLC_ROLE", "worker"),
+            pods.variable("DMLC_TRACKER_URI", master_address(job, settings)),
+            pods.variable("DMLC_TRACKER_PORT", LAUNCHER_PORT),
+            pods.variable("DMLC_NUM_WORKER", workers),
+            pods.variable("DMLC_TASK_ID", index),
+        ]
+    if job.spec.launcher == "TensorFlow":
+        addresses = [master_address(job, settings), *(worker_address(job, settings, n) for n in range(1, workers))]
+        hosts = [f"{address}:{LAUNCHER_PORT}" for address in addresses]
+        cluster = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        return [pods.variable("TF_CONFIG", json.dumps(cluster, separators=(",", ":")))]
+    return []
 
 
 def registry_credentials(registry: Registry) -> list[Manifest]:
@@ -292,10 +324,13 @@ def threads(job: TrainingJob) -> int:
 
 def master_address(job: TrainingJob, settings: Settings) -> str:
     """Where rank 0 waits for the others; a lone worker needs no name."""
+    return "127.0.0.1" if job.spec.num_workers == 1 else worker_address(job, settings, 0)
+
+
+def worker_address(job: TrainingJob, settings: Settings, index: int) -> str:
+    """Host name of a worker's pod."""
     name, namespace = job.metadata.name, job.metadata.namespace
-    if job.spec.num_workers == 1:
-        return "127.0.0.1"
-    return f"{worker_name(name, 0)}.{service_name(name)}.{namespace}.svc.{settings.cluster_domain}"
+    return f"{worker_name(name, index)}.{service_name(name)}.{namespace}.svc.{settings.cluster_domain}"
 
 
 def storage_uri(job: TrainingJob, settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""`python -m headrace.training classifier`: one worker of the built-in trainer.
+"""`python -m headrace.training classifier`: one worker of a built-in trainer.
 
 Exit codes: 0 finished; 1 failed, another attempt may do better; 78 the configuration or the data cannot work; 143 told
 to stop. The last line on standard error says why, for the pod's termination message.
@@ -12,50 +12,71 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from pydantic import ValidationError
 
+from headrace.api.schema import Model
 from headrace.api.trainingjob import ClassifierTrainer
 from headrace.storage import StorageError
+from headrace.training.classic import TRAINERS, train
 from headrace.training.errors import EXIT_CONFIGURATION, EXIT_FAILED, ConfigurationError, Interrupted
 
 logger = logging.getLogger("headrace.training")
 
 VARIABLE = "HEADRACE_CLASSIFIER"
+CLASSIC_VARIABLE = "HEADRACE_TRAINER"
+
+T = TypeVar("T", bound=Model)
 
 
 def trainer_from(variables: Mapping[str, str]) -> ClassifierTrainer:
-    """The trainer that HEADRACE_CLASSIFIER describes.
+    """The classifier that HEADRACE_CLASSIFIER describes.
 
     Raises:
         ConfigurationError: it is not set or not a valid one.
     """
-    text = variables.get(VARIABLE, "")
+    return _settings(variables, VARIABLE, ClassifierTrainer, "classifier")
+
+
+def _settings(variables: Mapping[str, str], variable: str, model: type[T], field: str) -> T:
+    text = variables.get(variable, "")
     if not text:
-        raise ConfigurationError(VARIABLE, "not set", "set it to the JSON of a TrainingJob's spec.classifier")
+        raise ConfigurationError(variable, "not set", f"set it to the JSON of a TrainingJob's spec.{field}")
     try:
-        return ClassifierTrainer.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(map(str, first["loc"])) or VARIABLE
+        path = ".".join(map(str, first["loc"])) or variable
         problem = first["msg"].removeprefix("Value error, ").removeprefix(f"{path}: ")
         raise ConfigurationError(
-            path, f"{first.get('input')!r:.100}: {problem}", "correct spec.classifier of the TrainingJob"
+            path, f"{first.get('input')!r:.100}: {problem}", f"correct spec.{field} of the TrainingJob"
         ) from error
+
+
+def _train(name: str) -> None:
+    if name == "classifier":
+        from headrace.training.classifier import train_classifier
+
+        train_classifier(trainer_from(os.environ))
+        return
+    train(_settings(os.environ, CLASSIC_VARIABLE, TRAINERS[name][0], name))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one worker and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m headrace.training", description=__doc__)
-    parser.add_argument("trainer", choices=["classifier"], help=f"what to run; its settings come in {VARIABLE}")
-    parser.parse_args(arguments)
+    parser.add_argument(
+        "trainer",
+        choices=["classifier", *TRAINERS],
+        help=f"what to run; the settings of the classifier come in {VARIABLE}, of the others in {CLASSIC_VARIABLE}",
+    )
+    name = parser.parse_args(arguments).trainer
     # PID 1 of a container ignores SIGTERM unless it says otherwise.
     signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     try:
-        from headrace.training.classifier import train_classifier
-
-        train_classifier(trainer_from(os.environ))
+        _train(name)
     except Interrupted as stop:
         return _last_line("told to stop before the work was done", int(str(stop.code)))
     except ConfigurationError as error:

@@ -1,6 +1,12 @@
 """TrainingJob: a distributed training run that survives its pods."""
 
 from headrace.api.trainingjob.checkpoint import Best, Checkpoint, Storage
+from headrace.api.trainingjob.classic import (
+    BoostingTrainer,
+    ForestTrainer,
+    LogisticRegressionTrainer,
+    MatrixFactorizationTrainer,
+)
 from headrace.api.trainingjob.kind import TrainingJob
 from headrace.api.trainingjob.lifecycle import RestartPolicy
 from headrace.api.trainingjob.outcome import Evaluation, Registry
@@ -22,13 +28,17 @@ from headrace.api.trainingjob.trainers import ClassifierTrainer, Dataset
 __all__ = [
     "GPU",
     "Best",
+    "BoostingTrainer",
     "Checkpoint",
     "CheckpointStatus",
     "ClassifierTrainer",
     "Dataset",
     "Evaluation",
+    "ForestTrainer",
     "GitSource",
     "Goodput",
+    "LogisticRegressionTrainer",
+    "MatrixFactorizationTrainer",
     "Progress",
     "RegisteredModel",
     "Registry",

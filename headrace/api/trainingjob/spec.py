@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from headrace.api.meta import PodOptions
-from headrace.api.schema import LIST_ATOMIC, ImageName, Rule, rules
+from headrace.api.schema import LIST_ATOMIC, ImageName, Model, Rule, rules
 from headrace.api.trainingjob.checkpoint import Checkpoint, Storage
+from headrace.api.trainingjob.classic import (
+    BoostingTrainer,
+    ForestTrainer,
+    LogisticRegressionTrainer,
+    MatrixFactorizationTrainer,
+)
 from headrace.api.trainingjob.lifecycle import RestartPolicy
 from headrace.api.trainingjob.outcome import Evaluation, Registry
 from headrace.api.trainingjob.sources import Script
@@ -29,6 +35,7 @@ RESERVED_ENV = (
     "HEADRACE_RUN_ID",
     "HEADRACE_ATTEMPT",
     "HEADRACE_CLASSIFIER",
+    "HEADRACE_TRAINER",
     "HEADRACE_STORAGE_URI",
     "HEADRACE_TOPOLOGY",
     "HEADRACE_CHECKPOINT_INTERVAL",
@@ -45,6 +52,18 @@ RESERVED_ENV = (
     "PET_MASTER_PORT",
 )
 """Environment of a worker that the job itself sets."""
+
+
+LAUNCHER_ENV = {
+    "XGBoost": ("DMLC_ROLE", "DMLC_TRACKER_URI", "DMLC_TRACKER_PORT", "DMLC_NUM_WORKER", "DMLC_TASK_ID"),
+    "TensorFlow": ("TF_CONFIG",),
+}
+"""What the job sets besides for each launcher."""
+
+CLASSIC = ("boosting", "forest", "matrixFactorization", "logisticRegression")
+"""Built-in trainers that run on CPUs and spread their work in their own ways."""
+_ANY_CLASSIC = " || ".join(f"has(self.{name})" for name in CLASSIC)
+_ANYTHING_TO_RUN = ", ".join(f"has(self.{name})" for name in ("classifier", *CLASSIC, "script", "command"))
 
 
 def _fixed(*fields: str, optional: tuple[str, ...]) -> tuple[Rule, ...]:
@@ -64,15 +83,29 @@ def _fixed(*fields: str, optional: tuple[str, ...]) -> tuple[Rule, ...]:
     )
 
 
+def _launcher_sets(launcher: str, names: tuple[str, ...]) -> Rule:
+    """Rule: env leaves the launcher's variables alone."""
+    return Rule(
+        f"self.launcher != '{launcher}' || !has(self.env) || "
+        f"self.env.all(e, !(e.name in [{', '.join(repr(name) for name in names)}]))",
+        f"launcher {launcher} sets {', '.join(names)}: remove {'it' if len(names) == 1 else 'them'} from env",
+        ".env",
+        lambda spec: spec.launcher != launcher or not {variable.name for variable in spec.env} & set(names),
+    )
+
+
 Argument = Annotated[str, Field(max_length=131_072)]
 """One word of a command line, at most what Linux takes (MAX_ARG_STRLEN)."""
 
 
 @rules(
     Rule(
-        "[has(self.classifier), has(self.script), has(self.command)].filter(x, x).size() == 1",
-        "set exactly one of classifier (built-in trainer), script and command",
-        check=lambda spec: [spec.classifier, spec.script, spec.command].count(None) == 2,
+        f"[{_ANYTHING_TO_RUN}].filter(x, x).size() == 1",
+        "set exactly one of classifier, boosting, forest, matrixFactorization and logisticRegression (built-in "
+        "trainers), script and command",
+        check=lambda spec: (
+            sum(what is not None for what in (spec.classifier, *spec.classic, spec.script, spec.command)) == 1
+        ),
     ),
     Rule(
         "!has(self.command) || has(self.image)",
@@ -87,11 +120,36 @@ Argument = Annotated[str, Field(max_length=131_072)]
         lambda spec: spec.script is None or spec.script.path is None or spec.image is not None,
     ),
     Rule(
-        "!has(self.classifier) || !has(self.args) || self.args.size() == 0",
-        "the built-in trainer takes no arguments: set the fields of classifier, or move args to a script",
+        f"!(has(self.classifier) || {_ANY_CLASSIC}) || !has(self.args) || self.args.size() == 0",
+        "the built-in trainer takes no arguments: set the trainer's fields, or move args to a script",
         ".args",
-        lambda spec: spec.classifier is None or not spec.args,
+        lambda spec: (spec.classifier is None and not any(spec.classic)) or not spec.args,
     ),
+    Rule(
+        f"!({_ANY_CLASSIC}) || !has(self.gpu)",
+        f"{', '.join(CLASSIC)} run on CPUs: remove gpu and set resources.requests.cpu",
+        ".gpu",
+        lambda spec: not any(spec.classic) or spec.gpu is None,
+    ),
+    Rule(
+        f"!({_ANY_CLASSIC}) || !has(self.topology) || self.topology.type == 'AllReduce'",
+        f"{', '.join(CLASSIC)} spread their work in their own ways: leave topology.type out",
+        ".topology",
+        lambda spec: not any(spec.classic) or spec.topology.type == "AllReduce",
+    ),
+    Rule(
+        f"self.launcher == 'Torchrun' || !(has(self.classifier) || {_ANY_CLASSIC})",
+        "launcher is for a script or a command of your own: remove it",
+        ".launcher",
+        lambda spec: spec.launcher == "Torchrun" or (spec.classifier is None and not any(spec.classic)),
+    ),
+    Rule(
+        "self.launcher != 'TensorFlow' || self.numWorkers <= 256",
+        "TF_CONFIG lists every worker and has to fit into one environment variable: at most 256 workers",
+        ".numWorkers",
+        lambda spec: spec.launcher != "TensorFlow" or spec.num_workers <= 256,
+    ),
+    *(_launcher_sets(launcher, names) for launcher, names in LAUNCHER_ENV.items()),
     Rule(
         "!has(self.classifier) || self.classifier.batchSize >= self.numWorkers * (has(self.gpu) ? self.gpu.count : 1)",
         "classifier.batchSize is shared by all processes, and each needs a row: "
@@ -118,11 +176,13 @@ Argument = Annotated[str, Field(max_length=131_072)]
     ),
     *_fixed(
         "numWorkers",
+        "launcher",
         "topology",
         "checkpoint",
         optional=(
             "image",
             "classifier",
+            *CLASSIC,
             "script",
             "command",
             "args",
@@ -148,12 +208,23 @@ class TrainingJobSpec(PodOptions):
     """Container image; by default the trainer image of this release, with PyTorch."""
     classifier: ClassifierTrainer | None = None
     """Built-in trainer for classification."""
+    boosting: BoostingTrainer | None = None
+    """Built-in trainer of gradient boosted trees."""
+    forest: ForestTrainer | None = None
+    """Built-in trainer of a random forest."""
+    matrix_factorization: MatrixFactorizationTrainer | None = None
+    """Built-in trainer of recommendations, by alternating least squares."""
+    logistic_regression: LogisticRegressionTrainer | None = None
+    """Built-in trainer of logistic regression."""
     script: Script | None = None
     """Your own PyTorch script."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=256, json_schema_extra=LIST_ATOMIC)] | None = None
     """Your own entry point, run as it is under torchrun's environment."""
     args: Annotated[list[Argument], Field(max_length=1024, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
     """Arguments of the script or command."""
+    launcher: Literal["Torchrun", "XGBoost", "TensorFlow"] = "Torchrun"
+    """Whose environment a script or command finds besides torchrun's: XGBoost: DMLC_*, with the tracker's address on
+    rank 0. TensorFlow: TF_CONFIG."""
     gpu: GPU | None = None
     """GPUs of each worker; without it training runs on CPU with gloo."""
     topology: Topology = Field(default_factory=Topology)
@@ -173,3 +244,8 @@ class TrainingJobSpec(PodOptions):
     def processes(self) -> int:
         """Processes of the whole group: one per worker, or one per GPU."""
         return self.num_workers * (self.gpu.count if self.gpu else 1)
+
+    @property
+    def classic(self) -> tuple[Model | None, ...]:
+        """The built-in trainers that run on CPUs, in the order of CLASSIC; at most one is set."""
+        return (self.boosting, self.forest, self.matrix_factorization, self.logistic_regression)

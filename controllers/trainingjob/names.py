@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from controllers.runtime.objects import COMPONENT, INSTANCE, MANAGED_LABELS
+from controllers.runtime.objects import COMPONENT, INSTANCE, MANAGED_LABELS, ObjectType
 from headrace.api.trainingjob import TrainingJob
 
+JOB = ObjectType(TrainingJob.info.api_version, TrainingJob.info.kind, TrainingJob.info.plural, watched=False)
+"""A TrainingJob as something to delete; kopf watches them, not a cache of the runtime."""
 NAME = "app.kubernetes.io/name"
 ATTEMPT = "headrace.dev/attempt"
 RANK = "headrace.dev/rank"

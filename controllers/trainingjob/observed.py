@@ -13,6 +13,23 @@ from headrace.api.trainingjob import TrainingJob
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """What the queue of gangs says of a job.
+
+    Attributes:
+        admitted: It may have its workers.
+        reason: CamelCase reason why not.
+        message: The same in words, and what would change it.
+        preempted_by: The job of higher priority that it has to make room for; empty where it need not.
+    """
+
+    admitted: bool
+    reason: str = ""
+    message: str = ""
+    preempted_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """All that the plan of a TrainingJob looks at.
 
@@ -21,12 +38,14 @@ class Observed:
         nodes: Nodes of these pods by name, as far as they exist.
         cluster: Every node, for placement and for saying why a worker finds none.
         patience: How old an attempt may get before it is said how far its start is.
+        admission: What the queue of gangs says; None where the scheduler itself starts them whole.
     """
 
     pods: Mapping[str, Manifest] = field(default_factory=dict)
     nodes: Mapping[str, Manifest] = field(default_factory=dict)
     cluster: Sequence[Manifest] = ()
     patience: timedelta = timedelta(seconds=3)
+    admission: Admission | None = None
 
 
 def gather(job: TrainingJob, caches: Caches) -> Observed:

@@ -1,25 +1,29 @@
 """What to do for a TrainingJob: a pure function of the resource, its pods and nodes, and the time.
 
-One attempt is one set of pods, created together and replaced together, since collectives cannot go on without one
-rank. See `run` for how attempts are counted, `failure` for how one ends, `readiness` for whether it is well.
+One attempt is one start of all workers, since collectives cannot go on without one rank. Where workers run agents, the
+agents restart them in their pods and only a lost pod is replaced; otherwise an attempt is one set of pods, created
+together and replaced together. See `run` for how attempts are counted, `failure` for how one ends, `readiness` for
+whether it is well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
-from controllers.runtime.objects import POD, SERVICE, Manifest, key_of
+from controllers.runtime.objects import POD, SERVICE, Key, Manifest, key_of
 from controllers.runtime.plan import Apply, Delete, Event, Plan
-from controllers.runtime.podstate import is_finished, is_terminating, lacks_secret
+from controllers.runtime.podstate import Problem, is_finished, is_terminating, lacks_secret
 from controllers.runtime.settings import Settings
-from controllers.trainingjob import builders, status
-from controllers.trainingjob.failure import COUNTED, Outcome, Verdict, judge
+from controllers.trainingjob import builders, status, waiting
+from controllers.trainingjob.failure import COUNTED, Outcome, Verdict, judge, lost_workers
+from controllers.trainingjob.names import JOB
 from controllers.trainingjob.observed import Observed
 from controllers.trainingjob.readiness import STARTING, UNDECIDED, look_again
 from controllers.trainingjob.run import Run, condition_of, is_true
-from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
+from headrace.api.trainingjob import LastRestart, TrainingJob, TrainingJobStatus
 
 GRACE_PERIOD = 5
 """Seconds for the workers of an ended attempt to leave; they have nothing left to save."""
@@ -42,21 +46,51 @@ def plan(job: TrainingJob, observed: Observed, now: datetime, settings: Settings
         return after_the_end(run)
     if run.leftovers:
         return clear_away(run)
+    held = waiting.hold(run)
+    if held is not None:
+        return hold(run, settings, held)
     pause = remaining_pause(run)
     if pause:
         return Plan(requeue_after=pause)
+    if lost := lost_workers(run):
+        return replace(run, settings, lost)
     verdict = judge(run)
     if verdict is None:
         return go_on(run, settings)
     if verdict.outcome in (Outcome.SUCCEEDED, Outcome.FAILED):
         return end(run, settings, verdict)
-    if verdict.outcome is Outcome.OWN_FAULT and run.restarts >= job.spec.restart_policy.max_restarts:
+    if verdict.outcome is Outcome.OWN_FAULT and run.budget_is_used_up:
         return end(run, settings, out_of_restarts(run, verdict))
     return restart(run, settings, verdict)
 
 
-def go_on(run: Run, settings: Settings) -> Plan:
-    """Create what is missing and say how things are."""
+def hold(run: Run, settings: Settings, held: waiting.Hold) -> Plan:
+    """Have no workers now, unless the run has just ended."""
+    verdict = judge(run) if run.present else None
+    if verdict is not None and verdict.outcome in (Outcome.SUCCEEDED, Outcome.FAILED):
+        return end(run, settings, verdict)
+    return waiting.wait(run, settings, held)
+
+
+def replace(run: Run, settings: Settings, lost: Sequence[tuple[Manifest, Verdict]]) -> Plan:
+    """Remove lost pods, so that they are made anew while the agents of the others wait for them."""
+    gone = removals(run, [pod for pod, _ in lost])
+    said = "; ".join(verdict.message for _, verdict in lost[:3])
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    stay = "" if len(lost) == len(run.present) else ", the other pods stay"
+    message = f"{said}{more}. It is replaced{stay}, and training goes on from the last checkpoint"
+    going = go_on(run, settings, Problem(lost[0][1].reason, message))
+    return dataclasses.replace(going, deletes=[*gone, *going.deletes], requeue_after=LOOK_AT_NODES)
+
+
+def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
+    """Create what is missing and say how things are.
+
+    Args:
+        run: The run.
+        settings: Images and defaults.
+        trouble: Why it is not well, where that is known already.
+    """
     job, before = run.job, run.job.status
     missing = [index for index, pod in enumerate(run.workers) if pod is None]
     lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in run.present)
@@ -75,10 +109,19 @@ def go_on(run: Run, settings: Settings) -> Plan:
         applies.append(Apply(SERVICE, builders.service(job)))
     zones = any(builders.ZONE in (node["metadata"].get("labels") or {}) for node in run.observed.cluster)
     for index in missing:
-        pod = builders.worker(job, settings, index, attempt=run.attempt, restarts=run.restarts, zones=zones)
+        pod = builders.worker(
+            job,
+            settings,
+            index,
+            attempt=run.pod_attempt,
+            restarts=run.restarts,
+            zones=zones,
+            first_round=run.next_round,
+            recent=run.recent,
+        )
         applies.append(Apply(POD, pod))
 
-    new = status.going_on(run, settings)
+    new = status.going_on(run, settings, trouble)
     again = look_again(run)
     hold = status.may_wait(run, new)
     if hold is not None:
@@ -106,7 +149,9 @@ def restart(run: Run, settings: Settings, verdict: Verdict) -> Plan:
 
 def clear_away(run: Run) -> Plan:
     """Second step of a restart: delete the pods of ended attempts, and wait until they are gone."""
-    return Plan(deletes=removals(run, run.leftovers), requeue_after=LOOK_AT_NODES, labels={"attempt": str(run.attempt)})
+    drained = waiting.is_drained(run.job.status or TrainingJobStatus())
+    deletes = removals(run, run.leftovers, None if drained else GRACE_PERIOD)
+    return Plan(deletes=deletes, requeue_after=LOOK_AT_NODES, labels={"attempt": str(run.attempt)})
 
 
 def end(run: Run, settings: Settings, verdict: Verdict) -> Plan:
@@ -124,21 +169,25 @@ def end(run: Run, settings: Settings, verdict: Verdict) -> Plan:
 def after_the_end(run: Run) -> Plan:
     """Pods that ended keep their logs; those that still run would wait for their peers for ever."""
     running = [pod for pod in [*run.present, *run.leftovers] if not is_finished(pod)]
+    ttl = waiting.time_to_live(run)
+    if ttl is not None and ttl <= timedelta(0):
+        return Plan(deletes=[Delete(JOB, Key(run.job.metadata.namespace, run.job.metadata.name), run.job.metadata.uid)])
     return Plan(
         deletes=removals(run, running),
         status=status.same_for(run.job),
-        requeue_after=LOOK_AT_NODES if running else None,
+        requeue_after=LOOK_AT_NODES if running else ttl,
     )
 
 
 def out_of_restarts(run: Run, verdict: Verdict) -> Verdict:
     """The last failure, as the end of the job."""
-    limit = run.job.spec.restart_policy.max_restarts
+    policy = run.job.spec.restart_policy
+    within = f" within {policy.window}" if run.recent else ""
     return Verdict(
         Outcome.FAILED,
         "RestartLimitReached",
-        f"{verdict.message}; restartPolicy.maxRestarts={limit} allows no further restart; correct the cause "
-        "(kubectl logs shows the pod's last words) and create the job again",
+        f"{verdict.message}; restartPolicy.maxRestarts={policy.max_restarts} allows no further restart{within}; "
+        "correct the cause (kubectl logs shows the pod's last words) and create the job again",
     )
 
 
@@ -165,14 +214,20 @@ def backoff(reason: str, attempt: int, restarts: int) -> timedelta:
     return PAUSE_BETWEEN_LOSSES if losses > FREE_LOSSES else timedelta(0)
 
 
-def removals(run: Run, pods: Iterable[Manifest]) -> list[Delete]:
-    """Deletions of pods; at once where the node is lost, since nobody is there to confirm."""
+def removals(run: Run, pods: Iterable[Manifest], grace: int | None = GRACE_PERIOD) -> list[Delete]:
+    """Deletions of pods; at once where the node is lost, since nobody is there to confirm.
+
+    Args:
+        run: The run.
+        pods: Which.
+        grace: Seconds that they have to leave; None: what the pod itself allows, for it has something to save.
+    """
     found: list[Delete] = []
     for pod in pods:
         lost = run.node_trouble(pod) is not None
         if is_terminating(pod) and not (lost and pod["metadata"].get("deletionGracePeriodSeconds") != 0):
             continue
-        found.append(Delete(POD, key_of(pod), pod["metadata"]["uid"], 0 if lost else GRACE_PERIOD))
+        found.append(Delete(POD, key_of(pod), pod["metadata"]["uid"], 0 if lost else grace))
     return found
 
 
@@ -182,7 +237,7 @@ def transitions(run: Run, before: TrainingJobStatus | None, new: status.Status) 
     now = {item["type"]: item for item in new["conditions"]}
     was = condition_of(earlier, "Ready")
     ready = now["Ready"]
-    begins = earlier.attempt < run.attempt or is_true(earlier, "Restarting")
+    begins = earlier.attempt < run.attempt or is_true(earlier, "Restarting") or waiting.was_held(earlier)
     if begins and ready["status"] != "True":  # "Running" says it too
         yield _event(
             "Normal", "Started", f"attempt {run.attempt} starts with {status.workers(len(run.workers))}", "Start"
@@ -192,10 +247,27 @@ def transitions(run: Run, before: TrainingJobStatus | None, new: status.Status) 
             yield _event("Normal", "Running", ready["message"])
         elif ready["reason"] not in (STARTING, UNDECIDED):
             yield _event("Warning", ready["reason"], ready["message"])
+    yield from restarted_in_place(earlier, new)
     yield from resumed(run, new)
     malformed = now.get("ReportMalformed")
     if malformed is not None and condition_of(earlier, "ReportMalformed") is None:
         yield _event("Warning", "MalformedReport", malformed["message"])
+
+
+def restarted_in_place(earlier: TrainingJobStatus, new: status.Status) -> Iterable[Event]:
+    """Events for what the agents did among themselves."""
+    last = new.get("lastRestart")
+    before = earlier.last_restart or LastRestart()
+    if last is None or last == before.manifest():
+        return
+    attempt = last["attempt"]
+    ready = condition_of(earlier, "Ready")
+    said = ready is not None and ready.reason == last["reason"]
+    if not said and (attempt != before.attempt or last["reason"] != before.reason):
+        note = f"{last['message']}. Attempt {attempt} starts all training processes again; running pods stay"
+        yield _event("Warning", last["reason"], note, "Restart")
+    if seconds := last.get("recoverySeconds"):
+        yield _event("Normal", "Recovered", f"attempt {attempt}: the next step came {seconds} s after the failure")
 
 
 def resumed(run: Run, new: status.Status) -> Iterable[Event]:

@@ -23,6 +23,7 @@ from controllers.runtime.podstate import (
 from controllers.trainingjob.failure import settling
 from controllers.trainingjob.run import Run, is_working, names
 from controllers.trainingjob.scheduling import explain
+from headrace.api.meta import parse_duration
 
 VOLUMES_AFTER = timedelta(seconds=20)
 """Time after which a scheduled pod without a sandbox is said to wait for its volumes."""
@@ -107,6 +108,8 @@ RULES: tuple[Callable[[Run], Problem | None], ...] = (
 def look_again(run: Run) -> timedelta | None:
     """When something may be so without any pod saying it: nodes wake nobody."""
     after: list[timedelta] = [verdict] if (verdict := settling(run)) is not None else []
+    if (left := time_for_the_rest(run)) is not None:
+        after.append(max(left, timedelta(0)))
     for pod in run.present:
         if is_finished(pod) or is_ready(pod):
             continue
@@ -119,6 +122,19 @@ def look_again(run: Run) -> timedelta | None:
         elif unschedulable(pod) is not None:
             after.append(timedelta(seconds=30))
     return min(after, default=None)
+
+
+def time_for_the_rest(run: Run) -> timedelta | None:
+    """What is left of scheduling.timeout for the workers that have no node yet; None where nobody waits for them."""
+    # One that is gone from a group that was whole is made anew at once; since when it is missing is not on record.
+    every = run.present if run.complete else run.workers
+    rest = [pod for pod in every if pod is None or not (node_of(pod) or is_finished(pod))]
+    # A group of which no pod has a node holds nothing, except room in a quota when some were not even created.
+    if not rest or not run.present or (len(rest) == len(run.workers) and None not in rest):
+        return None
+    counted = [pod for pod in rest if pod is not None] or run.present
+    created = [at for pod in counted if (at := moment(pod["metadata"].get("creationTimestamp"))) is not None]
+    return max(created, default=run.now) + parse_duration(run.job.spec.scheduling.timeout) - run.now
 
 
 def _waits_for_volumes(pod: Manifest, run: Run) -> bool:

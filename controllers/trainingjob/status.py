@@ -13,7 +13,7 @@ from typing import Any
 
 from controllers.runtime.conditions import Wanted, conditions
 from controllers.runtime.plan import Event
-from controllers.runtime.podstate import container_statuses, is_ready, moment, name_of, node_of, phase
+from controllers.runtime.podstate import Problem, container_statuses, is_ready, moment, name_of, node_of, phase
 from controllers.runtime.settings import Settings
 from controllers.trainingjob import observations
 from controllers.trainingjob.builders import ZONE, storage_uri
@@ -22,7 +22,8 @@ from controllers.trainingjob.names import processes_per_worker, selector
 from controllers.trainingjob.readiness import STARTING, problem, worker_is_unschedulable
 from controllers.trainingjob.report import MalformedReportError, Report, read
 from controllers.trainingjob.run import Run, condition_of, is_true
-from headrace.api.trainingjob import TrainingJob, TrainingJobStatus, WorkerCounts, WorkerPlace
+from headrace.api.meta import parse_duration
+from headrace.api.trainingjob import LastRestart, TrainingJob, TrainingJobStatus, WorkerCounts, WorkerPlace
 
 MAX_PLACES = 64
 """Workers listed in placement."""
@@ -30,10 +31,11 @@ MAX_PLACES = 64
 Status = dict[str, Any]
 
 
-def going_on(run: Run, settings: Settings) -> Status:
-    """The status while the current attempt goes on."""
+def going_on(run: Run, settings: Settings, known: Problem | None = None) -> Status:
+    """The status while the current attempt goes on; `known` is why it is not well, where the plan knows already."""
     before = run.job.status or TrainingJobStatus()
-    trouble = problem(run)
+    between = _between_rounds(run)
+    trouble = known or problem(run) or between
     wanted = [
         Wanted("Ready", True, "Running", f"{workers(len(run.workers))} running")
         if trouble is None
@@ -42,23 +44,55 @@ def going_on(run: Run, settings: Settings) -> Status:
         Wanted("Running", True, "WorkersRunning")
         if trouble is None
         else Wanted("Running", False, trouble.reason, "see condition Ready"),
-        Wanted("Restarting", False, "NotRestarting"),
+        Wanted("Restarting", True, between.reason, between.message)
+        if between is not None
+        else Wanted("Restarting", False, "NotRestarting"),
         Wanted("Succeeded", False, "InProgress"),
         Wanted("Failed", False, "InProgress"),
     ]
+    if condition_of(before, "Suspended") is not None:
+        wanted.append(Wanted("Suspended", False, "JobResumed"))  # as a Job has it
     report, malformed = _report(run)
     if malformed is not None:
         wanted.append(Wanted("ReportMalformed", True, "MalformedReport", malformed))
     ready = sum(is_ready(pod) for pod in run.present)
     figures: dict[str, Any] = {
         "attempt": run.attempt,
+        "pod_attempt": run.pod_attempt,
         "restarts": run.restarts,
+        "recent_restarts": run.recent,
+        "last_restart": _last_restart(run),
+        # Once the whole group has nodes, the next one that has not begins to count anew.
+        "requeue_state": None if len(_places(run)) == len(run.workers) else before.requeue_state,
         "workers": _counts(run, ready),
         "placement": _placement(run),
         "progress": report.progress() if report else before.progress,
         "metrics": report.metrics if report else before.metrics,
     }
     return _status(run, settings, figures, wanted)
+
+
+def _between_rounds(run: Run) -> Problem | None:
+    """The agents have ended a round and not begun the next."""
+    group = run.group
+    if group is None or not group.reason or group.state not in ("Stopping", "Gathering"):
+        return None
+    waits = ""
+    if group.missing:
+        waits = f"; waiting for {', '.join(run.name(index) for index in group.missing[:3])}"
+    return Problem(
+        group.reason, f"{group.message}; the training processes are being started again in their pods{waits}"
+    )
+
+
+def _last_restart(run: Run) -> LastRestart | None:
+    """The last restart, as the agents tell it or as it was written."""
+    before = run.job.status.last_restart if run.job.status else None
+    group = run.group
+    if group is None or not group.reason or group.state != "Running" or group.round <= run.pod_attempt:
+        return before
+    seconds = "" if group.recovered is None else f"{group.recovered:g}"
+    return LastRestart(attempt=group.round, reason=group.reason, message=group.message, recovery_seconds=seconds)
 
 
 def restarting(run: Run, settings: Settings, verdict: Verdict, delay: timedelta) -> Status:
@@ -85,7 +119,10 @@ def restarting(run: Run, settings: Settings, verdict: Verdict, delay: timedelta)
     progress = report.progress() if report else before.progress
     figures: dict[str, Any] = {
         "attempt": run.attempt + 1,
+        "pod_attempt": run.attempt + 1,
         "restarts": restarts,
+        "recent_restarts": [*run.recent, _whole_seconds(run.now)] if counted and _is_rate(run) else run.recent,
+        "last_restart": LastRestart(attempt=run.attempt + 1, reason=verdict.reason, message=verdict.message),
         "workers": WorkerCounts(total=len(run.workers), summary=f"0/{len(run.workers)}"),
         # The next attempt says itself where it resumes.
         "progress": progress.model_copy(update={"resumed_from_step": None}),
@@ -113,7 +150,10 @@ def ended(run: Run, settings: Settings, verdict: Verdict) -> Status:
         wanted.append(Wanted("ReportMalformed", True, "MalformedReport", malformed))
     figures: dict[str, Any] = {
         "attempt": run.attempt,
+        "pod_attempt": run.pod_attempt,
         "restarts": run.restarts,
+        "recent_restarts": run.recent,
+        "last_restart": _last_restart(run),
         "workers": _counts(run, 0),
         "placement": _placement(run),
         "progress": report.progress() if report else before.progress,
@@ -123,6 +163,10 @@ def ended(run: Run, settings: Settings, verdict: Verdict) -> Status:
     if succeeded and report is not None and report.model_uri:
         figures["model_uri"] = report.model_uri
     return _status(run, settings, figures, wanted)
+
+
+def _is_rate(run: Run) -> bool:
+    return bool(parse_duration(run.job.spec.restart_policy.window))
 
 
 def same_for(job: TrainingJob) -> Status | None:
@@ -214,13 +258,21 @@ def _places(run: Run) -> list[WorkerPlace]:
         labels = (node or {}).get("metadata", {}).get("labels") or {}
         places.append(
             WorkerPlace(
-                rank=index * processes_per_worker(run.job),
+                rank=_position(run, index) * processes_per_worker(run.job),
                 pod=name_of(pod),
                 node=node_of(pod),
                 zone=labels.get(ZONE, ""),
             )
         )
-    return places
+    return sorted(places, key=lambda place: place.rank)
+
+
+def _position(run: Run, index: int) -> int:
+    """Place of a worker in the order of ranks: of its number, unless the agents say otherwise."""
+    order = run.group.order if run.group else None
+    if order is None or sorted(order) != list(range(len(run.workers))):
+        return index
+    return order.index(index)
 
 
 def _placement(run: Run) -> list[WorkerPlace]:

@@ -8,7 +8,7 @@ from headrace.api.trainingjob.classic import (
     MatrixFactorizationTrainer,
 )
 from headrace.api.trainingjob.kind import TrainingJob
-from headrace.api.trainingjob.lifecycle import RestartPolicy
+from headrace.api.trainingjob.lifecycle import RestartPolicy, Scheduling
 from headrace.api.trainingjob.outcome import Evaluation, Registry
 from headrace.api.trainingjob.sources import GitSource, Script
 from headrace.api.trainingjob.spec import TrainingJobSpec
@@ -17,6 +17,8 @@ from headrace.api.trainingjob.status import (
     Goodput,
     Progress,
     RegisteredModel,
+    RequeueState,
+    ServerCounts,
     StepTime,
     TrainingJobStatus,
     WorkerCounts,
@@ -42,8 +44,11 @@ __all__ = [
     "Progress",
     "RegisteredModel",
     "Registry",
+    "RequeueState",
     "RestartPolicy",
+    "Scheduling",
     "Script",
+    "ServerCounts",
     "StepTime",
     "Storage",
     "Topology",

@@ -15,7 +15,7 @@ from headrace.api.trainingjob.classic import (
     LogisticRegressionTrainer,
     MatrixFactorizationTrainer,
 )
-from headrace.api.trainingjob.lifecycle import RestartPolicy
+from headrace.api.trainingjob.lifecycle import RestartPolicy, Scheduling
 from headrace.api.trainingjob.outcome import Evaluation, Registry
 from headrace.api.trainingjob.sources import Script
 from headrace.api.trainingjob.topology import GPU, Topology
@@ -31,6 +31,11 @@ RESERVED_ENV = (
     "GROUP_RANK",
     "POD_NAME",
     "POD_NAMESPACE",
+    "POD_UID",
+    "POD_IP",
+    "HEADRACE_AGENT",
+    "HEADRACE_BEATS",
+    "HEADRACE_REPORTS",
     "HEADRACE_JOB",
     "HEADRACE_RUN_ID",
     "HEADRACE_ATTEMPT",
@@ -38,6 +43,12 @@ RESERVED_ENV = (
     "HEADRACE_TRAINER",
     "HEADRACE_STORAGE_URI",
     "HEADRACE_TOPOLOGY",
+    "HEADRACE_ROLE",
+    "HEADRACE_SERVERS",
+    "HEADRACE_SERVER_INDEX",
+    "HEADRACE_WORKERS",
+    "HEADRACE_ZONE",
+    "HEADRACE_NODE",
     "HEADRACE_CHECKPOINT_INTERVAL",
     "HEADRACE_CHECKPOINT_KEEP",
     "HEADRACE_CHECKPOINT",
@@ -52,7 +63,6 @@ RESERVED_ENV = (
     "PET_MASTER_PORT",
 )
 """Environment of a worker that the job itself sets."""
-
 
 LAUNCHER_ENV = {
     "XGBoost": ("DMLC_ROLE", "DMLC_TRACKER_URI", "DMLC_TRACKER_PORT", "DMLC_NUM_WORKER", "DMLC_TASK_ID"),
@@ -158,6 +168,45 @@ Argument = Annotated[str, Field(max_length=131_072)]
         lambda spec: spec.classifier is None or spec.classifier.batch_size >= spec.processes,
     ),
     Rule(
+        "!has(self.topology) || !has(self.topology.pipeline) || "
+        "self.numWorkers * (has(self.gpu) ? self.gpu.count : 1) % self.topology.pipeline.stages == 0",
+        "each pipe has one process per stage: make numWorkers (times gpu.count) a multiple of topology.pipeline.stages",
+        ".topology",
+        lambda spec: spec.topology.pipeline is None or spec.processes % spec.topology.pipeline.stages == 0,
+    ),
+    Rule(
+        "!has(self.classifier) || !has(self.topology) || !has(self.topology.pipeline) || "
+        "(has(self.classifier.hiddenSizes) ? self.classifier.hiddenSizes.size() : 1) + 1 >= "
+        "self.topology.pipeline.stages * (self.topology.pipeline.schedule == 'Interleaved1F1B' ? 2 : 1)",
+        "the classifier has fewer layers than topology.pipeline has stages (Interleaved1F1B: two per process): "
+        "add sizes to classifier.hiddenSizes (n sizes make n+1 layers), or choose fewer stages",
+        ".classifier",
+        lambda spec: (
+            spec.classifier is None
+            or spec.topology.pipeline is None
+            or len(spec.classifier.hidden_sizes) + 1
+            >= spec.topology.pipeline.stages * (2 if spec.topology.pipeline.schedule == "Interleaved1F1B" else 1)
+        ),
+    ),
+    Rule(
+        "!has(self.topology) || !has(self.topology.parameterServer) || "
+        "self.topology.parameterServer.backupWorkers < self.numWorkers",
+        "topology.parameterServer.backupWorkers must be fewer than numWorkers, a round needs somebody's gradient: "
+        "lower it, or ask for more workers",
+        ".topology",
+        lambda spec: (
+            spec.topology.parameter_server is None
+            or spec.topology.parameter_server.backup_workers < spec.num_workers
+        ),
+    ),
+    Rule(
+        "!has(self.topology) || self.topology.type != 'ParameterServer' || !has(self.gpu) || self.gpu.count == 1",
+        "workers of topology ParameterServer are one process each, with one GPU at most: set gpu.count to 1 and raise "
+        "numWorkers",
+        ".gpu",
+        lambda spec: spec.topology.type != "ParameterServer" or spec.gpu is None or spec.gpu.count == 1,
+    ),
+    Rule(
         "!has(self.gpu) || !has(self.resources) || "
         "((!has(self.resources.limits) || !(self.gpu.resourceName in self.resources.limits)) && "
         "(!has(self.resources.requests) || !(self.gpu.resourceName in self.resources.requests)))",
@@ -238,7 +287,15 @@ class TrainingJobSpec(PodOptions):
     registry: Registry | None = None
     """Where the run is logged and its model registered; by default nowhere."""
     restart_policy: RestartPolicy = Field(default_factory=RestartPolicy)
-    """How often a failed run is started again; the one field that may change while the job runs."""
+    """How often a failed run is started again; may change while the job runs."""
+    suspend: bool = False
+    """Stop the run and free what it holds: the workers save a checkpoint and leave, and go on from it when this is
+    false again. May change at any time."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = None
+    """Seconds after its end in which a finished job is deleted, with its pods and their logs; the model and the
+    checkpoints stay in storage. 0: at once. Unset: never. May change at any time."""
+    scheduling: Scheduling = Field(default_factory=Scheduling)
+    """How long a group of workers may be started in part; may change while the job runs."""
 
     @property
     def processes(self) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from headrace.api.meta import Status
-from headrace.api.schema import Model, list_map
+from headrace.api.schema import LIST_ATOMIC, Model, list_map
 
 
 class WorkerCounts(Model):
@@ -84,6 +84,17 @@ class RegisteredModel(Model):
     """Where to look at it."""
 
 
+class ServerCounts(Model):
+    """Parameter servers."""
+
+    total: int = 0
+    """Servers asked for."""
+    ready: int = 0
+    """Servers that answer."""
+    summary: str = ""
+    """Servers that answer / servers asked for, for kubectl get."""
+
+
 class WorkerPlace(Model):
     """Where one worker runs."""
 
@@ -124,15 +135,49 @@ class Progress(Model):
     """Step of the checkpoint that this attempt started from; unset for a fresh start."""
 
 
+class LastRestart(Model):
+    """The last time that the workers were started again."""
+
+    attempt: int = 0
+    """The attempt that it began."""
+    reason: str = ""
+    """Why, in CamelCase."""
+    message: str = ""
+    """Why, in words."""
+    recovery_seconds: str = ""
+    """Seconds from the failure to the next step; empty before that step, and for scripts that report none."""
+
+
+class RequeueState(Model):
+    """A group that could not be started as a whole lets go and tries again."""
+
+    count: int = 0
+    """How often in a row."""
+    requeue_at: datetime | None = None
+    """When it tries again."""
+
+
 class TrainingJobStatus(Status):
     """How the run is doing."""
 
     attempt: int = 0
     """Starts of the whole group of workers, the first included."""
+    pod_attempt: int = 0
+    """Attempt that the pods were made for; later ones began in the same pods."""
     restarts: int = 0
     """Restarts that count against restartPolicy.maxRestarts."""
+    recent_restarts: Annotated[list[datetime], Field(max_length=1000, json_schema_extra=LIST_ATOMIC)] = Field(
+        default_factory=list
+    )
+    """When those within restartPolicy.window were."""
+    last_restart: LastRestart | None = None
+    """The last restart."""
     workers: WorkerCounts = Field(default_factory=WorkerCounts)
     """Workers of the current attempt."""
+    servers: ServerCounts | None = None
+    """Parameter servers, in topology ParameterServer."""
+    removing: Annotated[list[str], Field(max_length=5000, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
+    """UIDs of pods whose end is on record and that are being replaced, in topology ParameterServer."""
     placement: Annotated[list[WorkerPlace], Field(json_schema_extra=list_map("rank"))] = Field(default_factory=list)
     """Where each worker runs, in rank order; at most the first 64."""
     progress: Progress = Field(default_factory=Progress)
@@ -153,7 +198,9 @@ class TrainingJobStatus(Status):
     """Folder with checkpoints and the model."""
     selector: str = ""
     """Label selector of the worker pods."""
+    requeue_state: RequeueState | None = None
+    """Set while the group has let go because only a part of it found nodes."""
     start_time: datetime | None = None
-    """When the first attempt began."""
+    """When the first attempt began, or the first after the last suspension."""
     completion_time: datetime | None = None
     """When the run succeeded or failed."""

@@ -130,7 +130,9 @@ def test_several_unschedulable_workers_are_counted() -> None:
     [
         pytest.param(running, None, id="a run that is well is not looked at"),
         pytest.param(lambda item: ended(item, 0), None, id="finished"),
-        pytest.param(lambda item: item, None, id="not yet seen by the scheduler"),
+        pytest.param(
+            lambda item: item, 240, id="not yet seen by the scheduler: two hold nodes for five minutes at most"
+        ),
         pytest.param(scheduled, 15, id="its node may go before it starts"),
         pytest.param(lambda item: conditions(running(item), Ready="False"), 5, id="its node may have gone"),
         pytest.param(lambda item: unscheduled(item, "no"), 30, id="a node may have come"),

@@ -74,7 +74,7 @@ def cluster_rules(controllers: Iterable[Controller[Any, Any]]) -> list[PolicyRul
     for controller in controllers:
         info = controller.resource.info
         grant(info.group, info.plural, ("list", "watch"))
-        grant(info.group, f"{info.plural}/status", ("patch",))
+        grant(info.group, f"{info.plural}/status", ("update",))
         # Children block their owner's deletion, which OwnerReferencesPermissionEnforcement ties to this verb.
         grant(info.group, f"{info.plural}/finalizers", ("update",))
         for type_ in controller.owns:

@@ -66,7 +66,7 @@ class Controller(Protocol[R, O]):
         reads: Watched types that are nobody's children, such as Node; their changes wake nobody by themselves,
             a plan that waits for one asks to be looked at again.
         rules: RBAC beyond what the runtime derives from `owns`, `reads` and the kind itself
-            (get/list/watch of all, patch/create/delete of owned types, patch of the kind's status).
+            (get/list/watch of all, patch/create/delete of owned types, update of the kind's status).
     """
 
     resource: type[R]

@@ -205,7 +205,7 @@ def test_what_is_the_same_is_not_asked_about(world: World) -> None:
     before = asked.reviews()
     path = path_of(GOOD_SERVICE)
     assert world.admin("PATCH", path, {"metadata": {"labels": {"a": "b"}}}, content_type=MERGE).accepted
-    wait_until(lambda: bool(world.admin("GET", path).body.get("status")), "the status", 60)
+    wait_until(lambda: "url" in world.admin("GET", path).body["status"], "the status", 60)
     assert asked.reviews() == before
     assert world.admin("PATCH", path, BAD_TENSOR, content_type=MERGE).status == 422
     assert asked.reviews() == before + 1

@@ -174,8 +174,8 @@ def worked(installation: Installation) -> Installation:
     eventually("three workers", lambda: len(admin("GET", pods).body["items"]) == 3, log)
     admin("PATCH", path_of(service), {"spec": {"predictor": {"maxReplicas": 1}}}, content_type=MERGE)
     eventually("no autoscaler", lambda: not admin("GET", scalers).body["items"], log)
-    eventually("the job's status", lambda: admin("GET", path_of(GOOD_JOB)).body.get("status"), log)
-    eventually("the service's status", lambda: admin("GET", path_of(GOOD_SERVICE)).body.get("status"), log)
+    eventually("the job's status", lambda: "attempt" in admin("GET", path_of(GOOD_JOB)).body["status"], log)
+    eventually("the service's status", lambda: "url" in admin("GET", path_of(GOOD_SERVICE)).body["status"], log)
     eventually(
         "the Lease's renewal", lambda: ("coordination.k8s.io", "leases", "update") in used(installation.plane), log
     )

@@ -99,7 +99,7 @@ def test_resources_are_read_and_only_their_status_is_written() -> None:
     assert rights == {
         (f"{kind}{suffix}", verb)
         for kind in ("trainingjobs", "inferenceservices")
-        for suffix, verbs in (("", ("list", "watch")), ("/status", ("patch",)), ("/finalizers", ("update",)))
+        for suffix, verbs in (("", ("list", "watch")), ("/status", ("update",)), ("/finalizers", ("update",)))
         for verb in verbs
     }
 

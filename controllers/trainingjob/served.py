@@ -1,8 +1,8 @@
 """What to do for a TrainingJob of topology ParameterServer: every pod, worker or server, is replaced alone.
 
-Workers have nothing in common but the servers, so one that is lost holds nobody up, and there is one attempt for as
-long as the job lives. What a lost pod costs is put on record first (its UID in `status.removing`, and a restart where
-it failed by itself), then the pod is deleted, then made anew; writing the same record twice changes nothing.
+Workers have nothing in common but the servers, so one that is lost holds nobody up, and an attempt lasts until the job
+is suspended or preempted. What a lost pod costs is put on record first (its UID in `status.removing`, and a restart
+where it failed by itself), then the pod is deleted, then made anew; writing the same record twice changes nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
 from controllers.runtime.objects import POD, SERVICE, Manifest
-from controllers.runtime.plan import Apply, Event, Plan
-from controllers.runtime.podstate import Problem, is_finished, is_ready, is_terminating, lacks_secret
+from controllers.runtime.plan import Apply, Delete, Event, Plan
+from controllers.runtime.podstate import Problem, is_finished, is_ready, is_terminating, lacks_secret, name_of
 from controllers.runtime.settings import Settings
-from controllers.trainingjob import servers, status
+from controllers.trainingjob import plan as plans
+from controllers.trainingjob import servers, status, waiting
 from controllers.trainingjob.builders import ZONE
 from controllers.trainingjob.failure import Outcome, Verdict, every_worker_succeeded, judge
 from controllers.trainingjob.observed import Observed
@@ -32,7 +33,8 @@ from controllers.trainingjob.plan import (
     transitions,
 )
 from controllers.trainingjob.readiness import STARTING, look_again, problem
-from controllers.trainingjob.run import Run
+from controllers.trainingjob.run import Run, attempt_of
+from controllers.trainingjob.waiting import preempted, queued, suspended
 from headrace.api.meta import parse_duration
 from headrace.api.trainingjob import LastRestart, ServerCounts, TrainingJob, TrainingJobStatus
 
@@ -45,11 +47,13 @@ class Served:
 
     Attributes:
         run: The run, with its workers.
-        servers: The pod of each server, None where there is none.
+        servers: The current attempt's pod of each server, None where there is none.
+        leftovers: Pods of earlier attempts, workers and servers.
     """
 
     run: Run
     servers: Sequence[Manifest | None]
+    leftovers: Sequence[Manifest]
 
     @classmethod
     def of(cls, job: TrainingJob, observed: Observed, now: datetime) -> Served:
@@ -59,7 +63,10 @@ class Served:
         run = Run.of(job, dataclasses.replace(observed, pods=workers), now)
         # Pods are placed one by one as long as the job lives: that all were once is nothing to go by.
         run = dataclasses.replace(run, complete=False)
-        return cls(run, [observed.pods.get(name) for name in names])
+        found = [pod for name in names if (pod := observed.pods.get(name)) is not None]
+        current = {name_of(pod): pod for pod in found if attempt_of(pod) == run.pod_attempt}
+        old = [pod for pod in found if name_of(pod) not in current]
+        return cls(run, [current.get(name) for name in names], [*run.leftovers, *old])
 
     @property
     def present_servers(self) -> list[Manifest]:
@@ -82,6 +89,11 @@ class Served:
         return dataclasses.replace(self.run, workers=[pod], leftovers=[], group=None)
 
     @property
+    def everyone(self) -> Run:
+        """The run with the servers among its workers, for rules about all pods."""
+        return dataclasses.replace(self.run, workers=[*self.run.workers, *self.servers], leftovers=self.leftovers)
+
+    @property
     def as_servers(self) -> Run:
         """The run as if the servers were its workers, for rules of readiness."""
         return dataclasses.replace(self.run, workers=self.servers, leftovers=[], group=None)
@@ -95,6 +107,14 @@ def plan(job: TrainingJob, observed: Observed, now: datetime, settings: Settings
     run = served.run
     if status.is_finished(job.status or TrainingJobStatus()):
         return after_the_end(served)
+    if served.leftovers:
+        return clear_away(served)
+    # Without the rules for gangs: a worker that finds no node keeps no other from its work.
+    held = next(
+        (found for rule in (suspended, preempted, queued) if (found := rule(served.everyone)) is not None), None
+    )
+    if held is not None and every_worker_succeeded(run) is None:
+        return waiting.wait(served.everyone, settings, held)
     if (verdict := every_worker_succeeded(run)) is not None:
         return finish(served, settings, verdict)
     ends = ended(served)
@@ -108,6 +128,11 @@ def plan(job: TrainingJob, observed: Observed, now: datetime, settings: Settings
             return finish(served, settings, out_of_restarts(run, own))
         return record(served, settings, fresh)
     return go_on(served, settings, ends)
+
+
+def clear_away(served: Served) -> Plan:
+    """Delete the pods of ended attempts, and wait until they are gone. Servers save a last time."""
+    return Plan(deletes=_removals(served, served.leftovers), requeue_after=LOOK_AT_NODES, labels=_labels(served))
 
 
 def ended(served: Served) -> list[tuple[Manifest, Verdict]]:
@@ -147,7 +172,7 @@ def record(served: Served, settings: Settings, fresh: Sequence[tuple[Manifest, V
         "removing": sorted({*served.removing, *(str(pod["metadata"]["uid"]) for pod, _ in fresh)})[:MAX_REMOVING],
     }
     events = [Event("Warning", verdict.reason, verdict.message, "Replace") for _, verdict in fresh[:5]]
-    return Plan(status=going | _servers(served), events=events, requeue_after=AT_ONCE, labels={"attempt": "1"})
+    return Plan(status=going | _servers(served), events=events, requeue_after=AT_ONCE, labels=_labels(served))
 
 
 def go_on(served: Served, settings: Settings, ends: Sequence[tuple[Manifest, Verdict]]) -> Plan:
@@ -174,10 +199,10 @@ def go_on(served: Served, settings: Settings, ends: Sequence[tuple[Manifest, Ver
     pause = remaining_pause(run)
     if pause is None:
         for index in lacking:
-            pod = servers.server(job, settings, index, restarts=restarts, zones=zones)
+            pod = servers.server(job, settings, index, attempt=run.pod_attempt, restarts=restarts, zones=zones)
             applies.append(Apply(POD, pod))
         for index in missing:
-            pod = servers.worker(job, settings, index, restarts=restarts, zones=zones)
+            pod = servers.worker(job, settings, index, attempt=run.pod_attempt, restarts=restarts, zones=zones)
             applies.append(Apply(POD, pod))
 
     trouble = Problem(ends[0][1].reason, f"{_said(ends)}. It is replaced, the others go on") if ends else None
@@ -188,7 +213,7 @@ def go_on(served: Served, settings: Settings, ends: Sequence[tuple[Manifest, Ver
     soonest = min(again, default=None)
     # Changes of the servers are news like any other: they are few.
     hold = status.may_wait(run, new) if not served.removing and not _servers_changed(run, new) else None
-    deletes = removals(run, gone)
+    deletes = _removals(served, gone)
     if hold is not None:
         return Plan(applies=applies, deletes=deletes, requeue_after=min(hold, soonest or hold))
     return Plan(
@@ -197,7 +222,7 @@ def go_on(served: Served, settings: Settings, ends: Sequence[tuple[Manifest, Ver
         status=new,
         events=list(transitions(run, job.status, new)),
         requeue_after=soonest,
-        labels={"attempt": "1"},
+        labels=_labels(served),
     )
 
 
@@ -213,11 +238,14 @@ def finish(served: Served, settings: Settings, verdict: Verdict) -> Plan:
 def after_the_end(served: Served) -> Plan:
     """Pods that ended keep their logs; the servers leave, and so do workers whose job failed."""
     run = served.run
-    running = [pod for pod in [*served.present, *run.leftovers] if not is_finished(pod)]
+    running = [pod for pod in [*served.present, *served.leftovers] if not is_finished(pod)]
+    ttl = waiting.time_to_live(run)
+    if ttl is not None and ttl <= timedelta(0):
+        return plans.after_the_end(run)  # It removes the job.
     return Plan(
         deletes=removals(run, running),
         status=status.same_for(run.job),
-        requeue_after=LOOK_AT_NODES if running else None,
+        requeue_after=LOOK_AT_NODES if running else ttl,
     )
 
 
@@ -242,6 +270,17 @@ def _servers_problem(served: Served) -> Problem | None:
     if found.reason == STARTING:
         return Problem(STARTING, "servers are being started")
     return Problem(found.reason.replace("Worker", "Server"), found.message)
+
+
+def _removals(served: Served, pods: Sequence[Manifest]) -> list[Delete]:
+    """Deletions; servers have the time that their pods allow."""
+    names = {servers.server_name(served.run.job.metadata.name, index) for index in range(len(served.servers))}
+    saving = [pod for pod in pods if name_of(pod) in names]
+    return [*removals(served.run, [pod for pod in pods if pod not in saving]), *removals(served.run, saving, None)]
+
+
+def _labels(served: Served) -> dict[str, str]:
+    return {"attempt": str(served.run.attempt)}
 
 
 def _servers(served: Served) -> dict[str, Any]:

@@ -88,28 +88,29 @@ def worker_environment(job: TrainingJob, settings: Settings) -> list[Manifest]:
     ]
 
 
-def worker(job: TrainingJob, settings: Settings, index: int, *, restarts: int, zones: bool) -> Manifest:
+def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, restarts: int, zones: bool) -> Manifest:
     """The pod of one worker, which knows the servers."""
-    pod = builders.worker(job, settings, index, attempt=1, restarts=restarts, zones=zones)
+    pod = builders.worker(job, settings, index, attempt=attempt, restarts=restarts, zones=zones)
     pod["metadata"]["labels"][ROLE] = "worker"
     pod["spec"]["containers"][0]["env"] += worker_environment(job, settings)
     return pod
 
 
-def server(job: TrainingJob, settings: Settings, index: int, *, restarts: int, zones: bool) -> Manifest:
-    """The pod of one server. It runs the platform's trainer image, or the job's where that has Headrace in it.
+def server(job: TrainingJob, settings: Settings, index: int, *, attempt: int, restarts: int, zones: bool) -> Manifest:
+    """The pod of one server. It runs the platform's trainer image, whatever the workers run.
 
     Args:
         job: The resource.
         settings: Images and defaults.
         index: Number of the server, from 0.
+        attempt: Which start of the whole job it belongs to, from 1.
         restarts: Counted restarts so far.
         zones: The cluster's nodes carry zone labels.
     """
     spec, served = job.spec, spec_of(job)
     told = [
         item
-        for item in builders.environment(job, settings, index, 1)
+        for item in builders.environment(job, settings, index, attempt)
         if item["name"] not in _ONLY_WORKERS and not item["name"].startswith("PET_")
     ]
     told += [
@@ -140,23 +141,24 @@ def server(job: TrainingJob, settings: Settings, index: int, *, restarts: int, z
         "terminationGracePeriodSeconds": 30,
     }
     if served.servers > 1 and spec.topology.zone_spread == "Spread" and zones:
-        extra["topologySpreadConstraints"] = [zone_spread(job)]
+        extra["topologySpreadConstraints"] = [zone_spread(job, attempt)]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": server_name(name, index),
             "namespace": job.metadata.namespace,
-            "labels": {**server_labels(job), ATTEMPT: "1", ROLE: SERVER},
+            "labels": {**server_labels(job), ATTEMPT: str(attempt), ROLE: SERVER},
             "annotations": {RESTARTS: str(restarts)},
         },
         "spec": pods.pod_spec(spec, containers=[container], token=False, extra=extra),
     }
 
 
-def zone_spread(job: TrainingJob) -> Manifest:
+def zone_spread(job: TrainingJob, attempt: int) -> Manifest:
     """Servers balanced over zones; see `builders.zone_spread`."""
-    return {**builders.zone_spread(job, 1), "labelSelector": {"matchLabels": server_labels(job)}}
+    labels = {**server_labels(job), ATTEMPT: str(attempt)}
+    return {**builders.zone_spread(job, attempt), "labelSelector": {"matchLabels": labels}}
 
 
 def _without_devices(resources: Resources) -> Resources:

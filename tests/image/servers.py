@@ -49,7 +49,7 @@ class Group:
         self.processes[index].send_signal(number)
         return self.processes[index].wait(20)
 
-    def wait(self, timeout: float = 120) -> list[int]:
+    def wait(self, timeout: float = 240) -> list[int]:
         """Exit codes in order."""
         self.until(lambda: all(process.poll() is not None for process in self.processes), timeout)
         return [process.returncode for process in self.processes]
@@ -68,7 +68,7 @@ class Group:
         """What one wrote, by line."""
         return self.log(index).strip().splitlines()
 
-    def until(self, condition: Callable[[], bool], timeout: float = 60) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 150) -> None:
         """Wait until something is so."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -111,14 +111,16 @@ class Served:
     storage: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)
+    addresses: list[str] = field(default_factory=list)
     servers: Group = field(init=False)
     workers: Group = field(init=False)
 
     def start(self) -> Served:
         """Start servers and workers."""
         number = self.spec.get("servers", 1)
+        self.addresses = [f"127.0.0.1:{port}" for port in _free_ports(number)]
         told = {
-            "HEADRACE_SERVERS": ",".join(f"127.0.0.1:{port}" for port in _free_ports(number)),
+            "HEADRACE_SERVERS": ",".join(self.addresses),
             "HEADRACE_TOPOLOGY": json.dumps({"type": "ParameterServer", "parameterServer": self.spec}),
             "HEADRACE_STORAGE_URI": self.storage,
             "HEADRACE_RENDEZVOUS_TIMEOUT": "60s",

@@ -21,11 +21,11 @@ def served_job(status: Mapping[str, Any] | None = None, **spec: Any) -> Training
 
 
 def worker(of: TrainingJob, index: int, *, restarts: int = 0) -> Manifest:
-    return _made(servers.worker(of, SETTINGS, index, restarts=restarts, zones=True), f"worker-{index}")
+    return _made(servers.worker(of, SETTINGS, index, attempt=1, restarts=restarts, zones=True), f"worker-{index}")
 
 
 def server(of: TrainingJob, index: int, *, restarts: int = 0) -> Manifest:
-    return _made(servers.server(of, SETTINGS, index, restarts=restarts, zones=True), f"server-{index}")
+    return _made(servers.server(of, SETTINGS, index, attempt=1, restarts=restarts, zones=True), f"server-{index}")
 
 
 def _made(manifest: Manifest, uid: str) -> Manifest:
@@ -157,6 +157,24 @@ def test_the_job_succeeds_with_its_workers_and_then_the_servers_leave() -> None:
     second = planned(served_job(first.status), pods)
     assert removed(second) == ["digits-server-0", "digits-server-1"]
     assert second.status is None
+
+
+def test_a_suspended_job_holds_nothing_and_goes_on_with_new_pods() -> None:
+    of = served_job(suspend=True)
+    pods = everyone(of)
+    first = planned(of, pods)
+    assert first.status is not None
+    assert (ready(first)["reason"], first.status["attempt"], removed(first)) == ("Suspended", 2, [])
+    second = planned(served_job(first.status, suspend=True), pods)
+    assert len(removed(second)) == 5
+    assert [delete.grace_period_seconds for delete in second.deletes if "server" in delete.key.name] == [None, None], (
+        "they save"
+    )
+    assert made(planned(served_job(first.status, suspend=True), {})) == []
+    third = planned(served_job(first.status), {})
+    assert len(made(third)) == 5
+    again = next(item.manifest for item in third.applies if item.manifest["metadata"]["name"] == "digits-server-0")
+    assert again["metadata"]["labels"]["headrace.dev/attempt"] == "2"
 
 
 def test_a_configuration_that_cannot_work_ends_the_job() -> None:

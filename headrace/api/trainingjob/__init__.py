@@ -10,11 +10,13 @@ from headrace.api.trainingjob.classic import (
 from headrace.api.trainingjob.kind import TrainingJob
 from headrace.api.trainingjob.lifecycle import RestartPolicy, Scheduling
 from headrace.api.trainingjob.outcome import Evaluation, Registry
+from headrace.api.trainingjob.parameter_server import Compression, ParameterServer
 from headrace.api.trainingjob.sources import GitSource, Script
 from headrace.api.trainingjob.spec import TrainingJobSpec
 from headrace.api.trainingjob.status import (
     CheckpointStatus,
     Goodput,
+    LastRestart,
     Progress,
     RegisteredModel,
     RequeueState,
@@ -24,7 +26,7 @@ from headrace.api.trainingjob.status import (
     WorkerCounts,
     WorkerPlace,
 )
-from headrace.api.trainingjob.topology import GPU, Topology
+from headrace.api.trainingjob.topology import GPU, LocalSGD, Pipeline, Topology
 from headrace.api.trainingjob.trainers import ClassifierTrainer, Dataset
 
 __all__ = [
@@ -34,13 +36,18 @@ __all__ = [
     "Checkpoint",
     "CheckpointStatus",
     "ClassifierTrainer",
+    "Compression",
     "Dataset",
     "Evaluation",
     "ForestTrainer",
     "GitSource",
     "Goodput",
+    "LastRestart",
+    "LocalSGD",
     "LogisticRegressionTrainer",
     "MatrixFactorizationTrainer",
+    "ParameterServer",
+    "Pipeline",
     "Progress",
     "RegisteredModel",
     "Registry",

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace.api.schema import Model, remedy
+from headrace.api.schema import Model, Rule, remedy, rules
+from headrace.api.trainingjob.parameter_server import ParameterServer
 
 
 class GPU(Model):
@@ -30,12 +31,70 @@ class GPU(Model):
     """Extended resource that the device plugin offers."""
 
 
-class Topology(Model):
-    """How the workers exchange gradients and where they sit."""
+class Pipeline(Model):
+    """How the layers are spread over processes."""
 
-    type: Literal["AllReduce"] = "AllReduce"
-    """AllReduce: every worker holds the whole model, gradients are averaged after each backward pass."""
-    all_reduce: Literal["Ring"] = "Ring"
-    """Algorithm of the all-reduce."""
+    stages: Annotated[int, Field(ge=2, le=64)] = 2
+    """Processes of one pipe. A job with more processes has several pipes, each with its part of the batch."""
+    schedule: Literal["GPipe", "1F1B", "Interleaved1F1B"] = "1F1B"
+    """1F1B: forward and backward passes take turns, which keeps few activations. GPipe: all forward passes first.
+    Interleaved1F1B: two stages per process, which halves the time that processes wait for each other."""
+    microbatches: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Parts of a batch, one after another; with p stages and m microbatches (p-1)/(m+p-1) of the time is waiting."""
+
+
+class LocalSGD(Model):
+    """How often replicas in different zones meet."""
+
+    inner_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Steps within a zone between two meetings of the zones."""
+    outer_learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 0.7
+    """How far the common model follows the replicas' mean; 1 with outerMomentum 0 is plain averaging."""
+    outer_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Nesterov momentum of the common model."""
+
+
+@rules(
+    Rule(
+        "self.type == 'Pipeline' ? has(self.pipeline) : !has(self.pipeline)",
+        "topology.pipeline goes with type Pipeline: set both or neither",
+        ".pipeline",
+        lambda topology: (topology.type == "Pipeline") == (topology.pipeline is not None),
+    ),
+    Rule(
+        "self.type == 'LocalSGD' || !has(self.localSGD)",
+        "topology.localSGD goes with type LocalSGD: set that type or remove localSGD",
+        ".localSGD",
+        lambda topology: topology.type == "LocalSGD" or topology.local_sgd is None,
+    ),
+    Rule(
+        "(self.type == 'ParameterServer') == has(self.parameterServer)",
+        "topology.parameterServer goes with type ParameterServer: set both or neither",
+        ".parameterServer",
+        lambda topology: (topology.type == "ParameterServer") == (topology.parameter_server is not None),
+    ),
+    Rule(
+        "self.type == 'AllReduce' || self.allReduce == 'Ring'",
+        "topology.allReduce chooses how type AllReduce sums gradients: leave it out with other types",
+        ".allReduce",
+        lambda topology: topology.type == "AllReduce" or topology.all_reduce == "Ring",
+    ),
+)
+class Topology(Model):
+    """How the workers train one model together and where they sit."""
+
+    type: Literal["AllReduce", "Pipeline", "LocalSGD", "ParameterServer"] = "AllReduce"
+    """AllReduce: every worker holds the whole model, gradients are averaged after each backward pass. Pipeline: layers
+    are spread over workers. LocalSGD: the workers of a zone average gradients, zones average models now and then.
+    ParameterServer: servers hold the model, workers push gradients and pull weights and may come and go."""
+    all_reduce: Literal["Ring", "Tree", "Hierarchical"] = "Ring"
+    """Ring: least traffic per worker. Tree: fewer messages in a row, for small models over far links. Hierarchical:
+    first within a zone, then between zones, so that slow links carry each gradient once per zone."""
+    pipeline: Pipeline | None = None
+    """Stages and schedule of type Pipeline."""
+    local_sgd: Annotated[LocalSGD | None, Field(alias="localSGD")] = None
+    """Inner and outer steps of type LocalSGD."""
+    parameter_server: ParameterServer | None = None
+    """Servers and consistency of type ParameterServer."""
     zone_spread: Literal["Spread", "Pack", "None"] = "Spread"
     """Spread: workers are balanced over zones. Pack: workers share a zone where they fit. None: no preference."""

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from datetime import datetime
 
 from controllers.runtime import pods
 from controllers.runtime.objects import Manifest
 from controllers.runtime.settings import Settings
 from controllers.trainingjob.names import (
     ATTEMPT,
+    FIRST_ROUND,
     MASTER_PORT,
     METRICS_PORT,
     RANK,
+    RECENT,
     RESTARTS,
     WORKER,
     processes_per_worker,
+    runs_agents,
     service_name,
     worker_labels,
     worker_name,
 )
-from headrace.api.meta import parse_quantity
+from headrace.api.meta import parse_duration, parse_quantity
 from headrace.api.schema import Model
 from headrace.api.trainingjob import GitSource, Registry, TrainingJob
 from headrace.api.trainingjob.spec import CLASSIC
@@ -72,7 +77,17 @@ def service(job: TrainingJob) -> Manifest:
     }
 
 
-def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, restarts: int, zones: bool) -> Manifest:
+def worker(
+    job: TrainingJob,
+    settings: Settings,
+    index: int,
+    *,
+    attempt: int,
+    restarts: int,
+    zones: bool,
+    first_round: int | None = None,
+    recent: Sequence[datetime] = (),
+) -> Manifest:
     """The pod of one worker.
 
     Args:
@@ -82,8 +97,12 @@ def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, re
         attempt: Which start of the group it belongs to, from 1.
         restarts: Counted restarts so far.
         zones: The cluster's nodes carry zone labels.
+        first_round: The first attempt that it may take part in; later than `attempt` for a replacement.
+        recent: When the counted restarts within the window were.
     """
     spec = job.spec
+    first_round = first_round or attempt
+    seconds = [int(at.timestamp()) for at in recent]
     volumes: list[Manifest] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
     # The container default of 64 MiB is too small for NCCL and for data loader processes.
     mounts: list[Manifest] = [{"name": "shm", "mountPath": "/dev/shm"}]
@@ -92,7 +111,13 @@ def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, re
         "name": WORKER,
         "image": spec.image or settings.trainer_image,
         "command": command(job),
-        "env": pods.merged_env(environment(job, settings, index, attempt), spec.env),
+        "env": pods.merged_env(
+            [
+                *environment(job, settings, index, attempt),
+                *agent_environment(job, settings, index, first_round, restarts, seconds),
+            ],
+            spec.env,
+        ),
         "envFrom": pods.storage_env_from(spec.storage.secret_ref if spec.storage else None),
         "volumeMounts": mounts,
         "ports": [
@@ -135,7 +160,11 @@ def worker(job: TrainingJob, settings: Settings, index: int, *, attempt: int, re
                 ATTEMPT: str(attempt),
                 RANK: str(index * processes_per_worker(job)),
             },
-            "annotations": {RESTARTS: str(restarts)},
+            "annotations": {
+                RESTARTS: str(restarts),
+                **({FIRST_ROUND: str(first_round)} if first_round > attempt else {}),
+                **({RECENT: ",".join(map(str, seconds))} if seconds else {}),
+            },
         },
         "spec": pods.pod_spec(
             spec,
@@ -214,12 +243,16 @@ def clone(git: GitSource, settings: Settings, workspace: Manifest) -> Manifest:
 
 
 def command(job: TrainingJob) -> list[str]:
-    """What a worker runs; several processes per worker start through torchrun, which reads the PET_ variables."""
+    """What a worker runs: an agent that starts the training processes. In an image of somebody else, several processes
+    per worker start through torchrun, which reads the PET_ variables.
+    """
     spec = job.spec
     if spec.command:
         return list(spec.command)
     several = processes_per_worker(job) > 1
     python = ["python", "-m", "torch.distributed.run"] if several else ["python"]
+    if runs_agents(job):
+        python = ["python", "-m", "headrace.training.agent", "--", "python"]
     if spec.script is None:
         return [*python, "-m", "headrace.training", built_in_trainer(job)[0]]
     if spec.script.config_map:
@@ -272,6 +305,32 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
     elif trainer := built_in_trainer(job)[1]:
         env.append(pods.variable("HEADRACE_TRAINER", _json(trainer)))
     return env + launcher_environment(job, settings, index)
+
+
+def agent_environment(
+    job: TrainingJob, settings: Settings, index: int, first_round: int, restarts: int, recent: Sequence[int]
+) -> list[Manifest]:
+    """What a worker's agent is told; see `headrace.training.agent.settings`."""
+    if not runs_agents(job):
+        return []
+    policy, workers = job.spec.restart_policy, job.spec.num_workers
+    told = {
+        "index": index,
+        "workers": workers,
+        "processes": processes_per_worker(job),
+        "coordinator": master_address(job, settings),
+        "attempt": first_round,
+        "restarts": restarts,
+        "recent": list(recent),
+        "maxRestarts": policy.max_restarts,
+        "window": parse_duration(policy.window).total_seconds(),
+        "hangTimeout": parse_duration(policy.hang_timeout).total_seconds() if policy.hang_timeout else 0,
+    }
+    return [
+        pods.variable("HEADRACE_AGENT", json.dumps(told, separators=(",", ":"))),
+        {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
 
 
 def built_in_trainer(job: TrainingJob) -> tuple[str, Model | None]:

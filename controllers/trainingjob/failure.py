@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from controllers.runtime.objects import Manifest
@@ -24,12 +25,15 @@ from controllers.runtime.podstate import (
     name_of,
     phase,
 )
-from controllers.trainingjob.names import WORKER
+from controllers.trainingjob.names import WORKER, runs_agents
 from controllers.trainingjob.run import Run, names
 
 SETTLING = timedelta(seconds=3)
 """After the first failure of a group, time for the others' ends to be told, so that the cause is among them."""
 EX_CONFIG = 78
+GATE_NOT_MET = 79
+HUNG = 124
+"""What an agent ends with whose training process made no progress."""
 SIGKILL = 128 + 9
 SIGTERM = 128 + 15
 
@@ -93,6 +97,31 @@ def judge(run: Run) -> Verdict | None:
     return None
 
 
+def lost_workers(run: Run) -> list[tuple[Manifest, Verdict]]:
+    """Pods that are lost while the agents of the others wait for a replacement, each with what became of it."""
+    if not runs_agents(run.job) or any(phase(pod) == "Succeeded" for pod in run.present):
+        return []
+    rules = (_deleted, _disrupted, partial(_on_lost_node, run), partial(_told_to_stop, run))
+    found: list[tuple[Manifest, Verdict]] = []
+    for pod in run.present:
+        verdict = next((verdict for rule in rules if (verdict := rule(pod)) is not None), None)
+        if verdict is not None:
+            found.append((pod, verdict))
+    lost = {name_of(pod) for pod, _ in found}
+    # One that ended for a reason of its own ends them all.
+    return [] if any(phase(pod) == "Failed" and name_of(pod) not in lost for pod in run.present) else found
+
+
+def _told_to_stop(run: Run, pod: Manifest) -> Verdict | None:
+    """The agent left after a SIGTERM that nobody signed, as a node sends when it shuts down."""
+    if phase(pod) != "Failed" or all(is_finished(other) for other in run.present if other is not pod):
+        return None
+    codes = [ended.get("exitCode") for status in container_statuses(pod) if (ended := _ended(status))]
+    if SIGTERM not in codes or settling(run) is not None:
+        return None
+    return Verdict(Outcome.LOST, "WorkerInterrupted", f"pod {name_of(pod)} was told to stop (SIGTERM)")
+
+
 def every_worker_succeeded(run: Run) -> Verdict | None:
     if not all(pod is not None and phase(pod) == "Succeeded" for pod in run.workers):
         return None
@@ -110,6 +139,14 @@ def configuration_cannot_work(run: Run) -> Verdict | None:
         "InvalidConfiguration",
         f"pod {name_of(first.pod)} says that the configuration or the data cannot work (exit code {EX_CONFIG}): {said}",
     )
+
+
+def gate_was_not_met(run: Run) -> Verdict | None:
+    ended = [item for item in own_failures(run) if item.code == GATE_NOT_MET]
+    if not ended:
+        return None
+    said = min(ended, key=Exit.order).message.removeprefix("error: ")
+    return Verdict(Outcome.FAILED, "GateNotMet", said or "the model misses spec.evaluation; see the log of worker 0")
 
 
 _NEVER_STARTS = re.compile(
@@ -140,43 +177,48 @@ _DISRUPTIONS = {
 
 
 def worker_was_deleted(run: Run) -> Verdict | None:
-    for pod in run.present:
-        if is_terminating(pod) and phase(pod) != "Succeeded" and not failed_before_deletion(pod):
-            reason, what = _disruption(pod) or ("WorkerDeleted", "was deleted")
-            return Verdict(Outcome.LOST, reason, f"pod {name_of(pod)} {what}")
-    return None
+    return next((verdict for pod in run.present if (verdict := _deleted(pod)) is not None), None)
+
+
+def _deleted(pod: Manifest) -> Verdict | None:
+    if not is_terminating(pod) or phase(pod) == "Succeeded" or failed_before_deletion(pod):
+        return None
+    reason, what = _disruption(pod) or ("WorkerDeleted", "was deleted")
+    return Verdict(Outcome.LOST, reason, f"pod {name_of(pod)} {what}")
 
 
 def worker_was_disrupted(run: Run) -> Verdict | None:
-    for pod in run.present:
-        if phase(pod) != "Failed":
-            continue
-        status = pod.get("status", {})
-        said = last_line(status.get("message") or "")
-        if found := _disruption(pod):
-            reason, what = found
-            return Verdict(Outcome.LOST, reason, f"pod {name_of(pod)} {what}{f' ({said})' if said else ''}")
-        if status.get("reason") in ("Evicted", "Preempting", "Shutdown", "Terminated", "NodeShutdown", "NodeLost"):
-            what = f"was ended by its node: {status['reason']}"
-            return Verdict(Outcome.LOST, "WorkerEvicted", f"pod {name_of(pod)} {what}{f' ({said})' if said else ''}")
-        if not any(_ended(item) for item in container_statuses(pod)):
-            what = f"was refused by its node: {status.get('reason') or 'no reason given'}"
-            return Verdict(Outcome.LOST, "WorkerRejected", f"pod {name_of(pod)} {what}{f' ({said})' if said else ''}")
+    return next((verdict for pod in run.present if (verdict := _disrupted(pod)) is not None), None)
+
+
+def _disrupted(pod: Manifest) -> Verdict | None:
+    if phase(pod) != "Failed":
+        return None
+    status = pod.get("status", {})
+    said = last_line(status.get("message") or "")
+    if found := _disruption(pod):
+        reason, what = found
+        return Verdict(Outcome.LOST, reason, f"pod {name_of(pod)} {what}{f' ({said})' if said else ''}")
+    if status.get("reason") in ("Evicted", "Preempting", "Shutdown", "Terminated", "NodeShutdown", "NodeLost"):
+        what = f"was ended by its node: {status['reason']}"
+        return Verdict(Outcome.LOST, "WorkerEvicted", f"pod {name_of(pod)} {what}{f' ({said})' if said else ''}")
+    if not any(_ended(item) for item in container_statuses(pod)):
+        what = f"was refused by its node: {status.get('reason') or 'no reason given'}"
+        return Verdict(Outcome.LOST, "WorkerRejected", f"pod {name_of(pod)} {what}{f' ({said})' if said else ''}")
     return None
 
 
 def node_is_lost(run: Run) -> Verdict | None:
-    for pod in run.present:
-        if is_finished(pod):
-            continue
-        trouble = run.node_trouble(pod)
-        if trouble is not None:
-            return Verdict(Outcome.LOST, "NodeLost", f"pod {name_of(pod)}: {trouble}")
-    return None
+    return next((verdict for pod in run.present if (verdict := _on_lost_node(run, pod)) is not None), None)
+
+
+def _on_lost_node(run: Run, pod: Manifest) -> Verdict | None:
+    trouble = None if is_finished(pod) else run.node_trouble(pod)
+    return Verdict(Outcome.LOST, "NodeLost", f"pod {name_of(pod)}: {trouble}") if trouble is not None else None
 
 
 def worker_is_missing(run: Run) -> Verdict | None:
-    if not run.complete:
+    if not run.complete or run.waits_for_missing:
         return None
     for index, pod in enumerate(run.workers):
         if pod is None:
@@ -200,6 +242,8 @@ def worker_failed(run: Run) -> Verdict | None:
         was = f"resources.limits.memory, which is {limit}" if limit is not None else "resources.limits.memory (not set)"
         return Verdict(Outcome.OWN_FAULT, "OutOfMemory", f"pod {pod} ran out of memory; raise {was}{also}")
     said = f": {first.message}" if first.message else ""
+    if first.code == HUNG:
+        return Verdict(Outcome.OWN_FAULT, "WorkerHung", f"pod {pod} made no progress{said}")
     if first.code == SIGKILL:
         said += "; it was killed, perhaps by the kernel for want of memory: see resources.limits.memory"
     if first.container != WORKER:
@@ -215,6 +259,7 @@ def worker_failed(run: Run) -> Verdict | None:
 RULES: tuple[Callable[[Run], Verdict | None], ...] = (
     every_worker_succeeded,
     configuration_cannot_work,
+    gate_was_not_met,
     command_cannot_start,
     worker_was_deleted,
     worker_was_disrupted,
@@ -222,7 +267,7 @@ RULES: tuple[Callable[[Run], Verdict | None], ...] = (
     worker_is_missing,
     worker_failed,
 )
-COUNTED = ("OutOfMemory", "ScriptNotCloned", "WorkerFailed")
+COUNTED = ("OutOfMemory", "ScriptNotCloned", "WorkerFailed", "WorkerHung")
 """Reasons of OWN_FAULT."""
 
 

@@ -12,6 +12,10 @@ ATTEMPT = "headrace.dev/attempt"
 RANK = "headrace.dev/rank"
 RESTARTS = "headrace.dev/restarts"
 """Annotation of a worker: counted restarts when its attempt began, so that the count outlives a lagging status."""
+FIRST_ROUND = "headrace.dev/first-round"
+"""Annotation of a worker: the first attempt that it may take part in; later than ATTEMPT for a replacement."""
+RECENT = "headrace.dev/recent-restarts"
+"""Annotation of a worker: when the counted restarts within the window were, in seconds since 1970."""
 WORKER = "worker"
 MASTER_PORT = 29500
 METRICS_PORT = 9400
@@ -46,3 +50,13 @@ def selector(job: TrainingJob) -> str:
 def processes_per_worker(job: TrainingJob) -> int:
     """One process per GPU, or one."""
     return job.spec.gpu.count if job.spec.gpu else 1
+
+
+def runs_agents(job: TrainingJob) -> bool:
+    """Whether the workers run Headrace's agent, which starts training again within the pods.
+
+    It does where the platform's trainer image runs. An image of somebody else may have no Headrace in it, or another
+    release: its workers are replaced together, pods and all. Workers of a parameter server come and go on their own.
+    """
+    spec = job.spec
+    return spec.command is None and spec.image is None and spec.topology.type != "ParameterServer"

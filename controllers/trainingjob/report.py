@@ -107,7 +107,9 @@ class Report(BaseModel):
 
     def progress(self) -> Progress:
         """The part of it that is the status's progress."""
-        return Progress.model_validate({name: getattr(self, name) for name in Progress.model_fields})
+        return Progress.model_validate(
+            {name: getattr(self, name) for name in Progress.model_fields if name in Report.model_fields}
+        )
 
 
 class MalformedReportError(ValueError):
@@ -131,6 +133,6 @@ def read(pod: Manifest | None) -> Report | None:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:100]
         raise MalformedReportError(f"{where}: {first['msg']}" if where else first["msg"]) from error
-    if report.attempt not in (0, attempt_of(pod)):
-        return None
+    if 0 < report.attempt < attempt_of(pod):
+        return None  # Attempts may have begun in the same pod since.
     return report

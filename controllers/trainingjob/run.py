@@ -9,14 +9,15 @@ nothing: no restart is counted twice, none is forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from controllers.runtime.objects import Manifest
 from controllers.runtime.podstate import (
     condition,
     has_condition,
+    is_finished,
     is_ready,
     is_terminating,
     moment,
@@ -24,9 +25,10 @@ from controllers.runtime.podstate import (
     node_of,
     phase,
 )
-from controllers.trainingjob.names import ATTEMPT, RESTARTS, worker_name
+from controllers.trainingjob.group import Group, group_of
+from controllers.trainingjob.names import ATTEMPT, FIRST_ROUND, RECENT, RESTARTS, runs_agents, worker_name
 from controllers.trainingjob.observed import Observed
-from headrace.api.meta import Condition
+from headrace.api.meta import Condition, parse_duration
 from headrace.api.trainingjob import TrainingJob, TrainingJobStatus
 
 NODE_NOT_READY_AFTER = timedelta(seconds=30)
@@ -45,7 +47,10 @@ class Run:
         observed: What the caches hold.
         now: The time.
         attempt: Number of the current attempt, from 1.
+        pod_attempt: The attempt that the current pods were made for.
         restarts: Counted restarts up to it.
+        recent: When those of them were that are within restartPolicy.window.
+        group: What the agents say; None without agents and before they say something.
         workers: The current attempt's pod of each worker, None where there is none.
         leftovers: Pods of earlier attempts.
         complete: All workers of the current attempt were seen on a node, so one that is absent is gone, not late.
@@ -55,7 +60,10 @@ class Run:
     observed: Observed
     now: datetime
     attempt: int
+    pod_attempt: int
     restarts: int
+    recent: Sequence[datetime]
+    group: Group | None
     workers: Sequence[Manifest | None]
     leftovers: Sequence[Manifest]
     complete: bool
@@ -65,20 +73,43 @@ class Run:
         """The run as status and pods together tell it."""
         status = job.status or TrainingJobStatus()
         pods = observed.pods
-        attempt = max([1, status.attempt, *(attempt_of(pod) for pod in pods.values())])
-        restarts = max([status.restarts, *(restarts_of(pod) for pod in pods.values())])
         names = [worker_name(job.metadata.name, index) for index in range(job.spec.num_workers)]
-        current = {name: pods[name] for name in names if name in pods and attempt_of(pods[name]) == attempt}
+        recorded = status.pod_attempt or status.attempt
+        pod_attempt = max([1, recorded, *(attempt_of(pod) for pod in pods.values())])
+        current = {name: pods[name] for name in names if name in pods and attempt_of(pods[name]) == pod_attempt}
+        group = group_of(current.get(names[0])) if runs_agents(job) else None
         return cls(
             job=job,
             observed=observed,
             now=now,
-            attempt=attempt,
-            restarts=restarts,
+            attempt=max(
+                [pod_attempt, status.attempt, *map(first_round_of, current.values()), group.round if group else 0]
+            ),
+            pod_attempt=pod_attempt,
+            restarts=max([status.restarts, *map(restarts_of, pods.values()), group.restarts if group else 0]),
+            recent=_recent(job, status, pods.values(), group, now),
+            group=group,
             workers=[current.get(name) for name in names],
             leftovers=[pod for name, pod in pods.items() if name not in current],
-            complete=status.attempt == attempt and is_true(status, "Scheduled"),
+            complete=recorded == pod_attempt and is_true(status, "Scheduled"),
         )
+
+    @property
+    def waits_for_missing(self) -> bool:
+        """The agents of the others wait for a pod that is gone. Not once some have ended: they agreed to."""
+        return runs_agents(self.job) and not any(is_finished(pod) for pod in self.present)
+
+    @property
+    def next_round(self) -> int:
+        """The first attempt that a pod which is made now may take part in."""
+        return self.attempt + (runs_agents(self.job) and (self.complete or self.attempt > self.pod_attempt))
+
+    @property
+    def budget_is_used_up(self) -> bool:
+        """No further restart may be counted now."""
+        policy = self.job.spec.restart_policy
+        used = len(self.recent) if parse_duration(policy.window) else self.restarts
+        return used >= policy.max_restarts
 
     @property
     def present(self) -> list[Manifest]:
@@ -129,6 +160,24 @@ def restarts_of(pod: Manifest) -> int:
     return _number((pod["metadata"].get("annotations") or {}).get(RESTARTS))
 
 
+def first_round_of(pod: Manifest) -> int:
+    """The first attempt that a pod may take part in."""
+    return _number((pod["metadata"].get("annotations") or {}).get(FIRST_ROUND))
+
+
+def _recent(
+    job: TrainingJob, status: TrainingJobStatus, pods: Iterable[Manifest], group: Group | None, now: datetime
+) -> list[datetime]:
+    """Counted restarts within the window, as status, pods and agents know of them, in whole seconds."""
+    window = parse_duration(job.spec.restart_policy.window)
+    known = {int(at.timestamp()) for at in status.recent_restarts}
+    for pod in pods:
+        known |= {_number(at) for at in ((pod["metadata"].get("annotations") or {}).get(RECENT) or "").split(",")}
+    known |= {int(at) for at in (group.recent if group else ())}
+    moments = [datetime.fromtimestamp(at, UTC) for at in sorted(known - {0})]
+    return [at for at in moments if window and now - at < window][-1000:]
+
+
 def is_true(status: TrainingJobStatus, type_: str) -> bool:
     """Whether a condition of the status holds."""
     found = condition_of(status, type_)
@@ -158,4 +207,4 @@ def names(pods: Sequence[Manifest]) -> str:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 11 else 0

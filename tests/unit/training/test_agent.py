@@ -84,11 +84,12 @@ def test_a_stopped_process_is_found_named_and_replaced(agents: Start) -> None:
 for step in range(1000 if attempt == 1 else 3):
     beats.beat(step)
     time.sleep(0.05)
+    if step == 5: open(f"{folder}/stepped-{rank}", "w").close()
     while attempt == 1 and rank == 0 and os.path.exists(folder + "/paused"): time.sleep(0.05)
 """
     group = agents(2, body, hangTimeout=1.5)
     pid = group.process(1, 1)["pid"]
-    group.until(lambda: "round 1" in group.log(0).read_text())
+    group.until(lambda: all((group.folder / f"stepped-{rank}").exists() for rank in range(2)))
     (group.folder / "paused").touch()
     os.kill(pid, signal.SIGSTOP)
     assert group.wait() == {0: 0, 1: 0}, group.output()

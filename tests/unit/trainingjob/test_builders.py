@@ -59,8 +59,12 @@ def test_several_gpus_per_worker_start_one_process_each() -> None:
     made = worker(
         1, gpu={"count": 4, "product": "NVIDIA-L4"}, script={"configMap": {"name": "code", "key": "train.py"}}
     )
-    assert container(made)["command"][:3] == ["python", "-m", "torch.distributed.run"]
-    assert "RANK" not in env(made)
+    assert container(made)["command"][:3] == ["python", "-m", "headrace.training.agent"]
+    assert json.loads(env(made)["HEADRACE_AGENT"])["processes"] == 4
+    elsewhere = worker(gpu={"count": 4}, script={"path": "/app/train.py"}, image="team/app:1")
+    assert container(elsewhere)["command"][:3] == ["python", "-m", "torch.distributed.run"]
+    assert "RANK" not in env(elsewhere)
+    assert "HEADRACE_AGENT" not in env(elsewhere)
     assert env(made)["PET_NPROC_PER_NODE"] == "4"
     assert made["metadata"]["labels"]["headrace.dev/rank"] == "4"
     assert container(made)["resources"]["limits"] == {"nvidia.com/gpu": "4"}
@@ -68,17 +72,20 @@ def test_several_gpus_per_worker_start_one_process_each() -> None:
     assert made["spec"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
+AGENT = ["python", "-m", "headrace.training.agent", "--"]
+
+
 @pytest.mark.parametrize(
     ("spec", "command"),
     [
-        ({}, ["python", "-m", "headrace.training", "classifier"]),
+        ({}, [*AGENT, "python", "-m", "headrace.training", "classifier"]),
         (
             {"script": {"configMap": {"name": "code", "key": "train.py"}}},
-            ["python", "/etc/headrace/script/train.py"],
+            [*AGENT, "python", "/etc/headrace/script/train.py"],
         ),
         (
             {"script": {"git": {"repo": "https://git.example/t.git", "path": "a/train.py"}}},
-            ["python", "/workspace/repository/a/train.py"],
+            [*AGENT, "python", "/workspace/repository/a/train.py"],
         ),
         ({"script": {"path": "/app/train.py"}, "image": "team/app:1"}, ["python", "/app/train.py"]),
         ({"command": ["./run", "fast"], "image": "team/app:1"}, ["./run", "fast"]),

@@ -27,7 +27,7 @@ from tests.unit.trainingjob.worlds import (
     waiting,
 )
 
-JOB = job(resources={"limits": {"memory": "512Mi"}})
+JOB = job(image="team/trainer:1", resources={"limits": {"memory": "512Mi"}})
 World = Callable[[TrainingJob], list[Manifest]]
 
 
@@ -214,19 +214,20 @@ def test_peers_that_fail_because_a_worker_was_deleted_cost_no_restart() -> None:
 
 def test_a_worker_that_vanished_after_all_were_seen_is_lost_and_one_never_seen_is_late() -> None:
     seen = job(
+        image="team/trainer:1",
         status={
             "attempt": 1,
             "conditions": [
                 {"type": "Scheduled", "status": "True", "reason": "X", "lastTransitionTime": "2026-01-01T00:00:00Z"}
             ],
-        }
+        },
     )
     two = [running(pod(JOB, 0)), ended(pod(JOB, 2), 1)]
     verdict = judge(run_of(seen, two))
     assert verdict is not None
     assert (verdict.outcome, verdict.reason) == (Outcome.LOST, "WorkerDeleted")
     assert "digits-worker-1 is gone" in verdict.message
-    assert judge(run_of(job(), two[:1])) is None
+    assert judge(run_of(job(image="team/trainer:1"), two[:1])) is None
 
 
 @pytest.mark.parametrize(

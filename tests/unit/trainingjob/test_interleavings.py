@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
@@ -29,8 +29,8 @@ MAX_RESTARTS = 4
 class Cluster:
     """The API server's truth, the caches of one operator process behind it, and a kubelet per pod."""
 
-    def __init__(self) -> None:
-        self.job = job(numWorkers=WORKERS, restartPolicy={"maxRestarts": MAX_RESTARTS})
+    def __init__(self, **spec: Any) -> None:
+        self.job = job(numWorkers=WORKERS, restartPolicy={"maxRestarts": MAX_RESTARTS}, **spec)
         self.pods: dict[str, Manifest] = {}
         self.cached_pods: dict[str, Manifest] = {}
         self.cached_status: Any = None
@@ -118,9 +118,11 @@ def attempt(item: Manifest) -> int:
 class Interleavings(RuleBasedStateMachine):
     """Each rule is one thing that may happen next."""
 
+    spec: ClassVar[dict[str, Any]] = {"image": "team/trainer:1"}
+
     def __init__(self) -> None:
         super().__init__()
-        self.cluster = Cluster()
+        self.cluster = Cluster(**self.spec)
 
     def _pick(self, data: st.DataObject, *phases: str) -> Manifest | None:
         names = [name for name, item in sorted(self.cluster.pods.items()) if item["status"]["phase"] in phases]
@@ -240,10 +242,19 @@ class Interleavings(RuleBasedStateMachine):
         assert cluster.status == final
 
 
-TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(
+class InterleavingsWithAgents(Interleavings):
+    """The same where lost pods are replaced alone."""
+
+    spec: ClassVar[dict[str, Any]] = {}
+
+
+SETTINGS_OF_TEST = settings(
     max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
+TestInterleavings = Interleavings.TestCase
+TestInterleavings.settings = SETTINGS_OF_TEST
+TestInterleavingsWithAgents = InterleavingsWithAgents.TestCase
+TestInterleavingsWithAgents.settings = SETTINGS_OF_TEST
 
 
 @given(delays=st.lists(st.integers(0, 2), max_size=30))

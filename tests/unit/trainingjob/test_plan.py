@@ -38,7 +38,8 @@ from tests.unit.trainingjob.worlds import (
     with_status,
 )
 
-JOB = job()
+JOB = job(image="team/trainer:1")
+"""In an image of somebody else there are no agents; see test_agents."""
 NOTHING = Plan(deletes=[])
 
 
@@ -296,7 +297,7 @@ def test_pods_of_a_lost_node_are_removed_at_once() -> None:
 
 
 def test_the_limit_of_restarts() -> None:
-    limited = job(restartPolicy={"maxRestarts": 0})
+    limited = job(image="team/trainer:1", restartPolicy={"maxRestarts": 0})
     there = under_way(limited)
     hurt = pods(running, lambda item: ended(item, 1, message="boom"), running, of=limited)
     last = planned(there, hurt)
@@ -315,7 +316,7 @@ def test_the_limit_of_restarts() -> None:
 
 
 def test_a_loss_does_not_run_into_the_limit() -> None:
-    limited = job(restartPolicy={"maxRestarts": 0})
+    limited = job(image="team/trainer:1", restartPolicy={"maxRestarts": 0})
     record = planned(under_way(limited), pods(running, terminating, running, of=limited))
     assert condition(record, "Failed")["status"] == "False"
     assert status(record)["attempt"] == 2

@@ -29,14 +29,16 @@ from prometheus_client import CollectorRegistry
 from settings import OperatorSettings, WebhookSettings
 
 from controllers.runtime.admission import Reader
-from controllers.runtime.client import ApiClient, load_connection
-from controllers.runtime.controller import Controller
+from controllers.runtime.client import ApiClient, ApiError, load_connection
+from controllers.runtime.controller import Controller, Discovering
 from controllers.runtime.manager import Manager
 from controllers.runtime.metrics import Metrics
 from controllers.runtime.objects import SECRET, Key
 
 logger = logging.getLogger(__name__)
 
+_DISCOVERY_LIMIT = 8.0
+"""Seconds for the API server to say what it serves; the Lease, which is not renewed meanwhile, lasts longer."""
 _ELECTION_STALL = 60.0
 """Seconds without an attempt at the Lease that fail /livez; an attempt takes 5 s at most and comes every 2 s."""
 
@@ -136,6 +138,15 @@ class Operator:
 
     async def _work(self, client: ApiClient, reader: Reader, election: LeaderElection) -> int:
         settings = self._settings
+        for controller in self._controllers:
+            if isinstance(controller, Discovering):
+                try:
+                    async with asyncio.timeout(_DISCOVERY_LIMIT):
+                        await controller.discover(client)
+                except (ApiError, TimeoutError) as error:
+                    logger.error("stopping: the API server does not say what it serves: %s", error or "no answer")
+                    await election.release()
+                    return 1
         manager = Manager(client, self._controllers, self._metrics, settings.manager)
         reader.caches = manager.caches
         stores = [manager.store(controller.resource) for controller in self._controllers]

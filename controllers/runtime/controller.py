@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
+from controllers.runtime.client import ApiClient
 from controllers.runtime.objects import Key, Manifest, ObjectType
 from controllers.runtime.plan import Plan
 from headrace.api import Resource
@@ -70,9 +71,13 @@ class Controller(Protocol[R, O]):
     """
 
     resource: type[R]
-    owns: Sequence[ObjectType]
-    reads: Sequence[ObjectType]
     rules: Sequence[PolicyRule]
+
+    @property
+    def owns(self) -> Sequence[ObjectType]: ...
+
+    @property
+    def reads(self) -> Sequence[ObjectType]: ...
 
     def gather(self, resource: R, caches: Caches) -> O:
         """All that the plan looks at, as one plain value."""
@@ -84,5 +89,18 @@ class Controller(Protocol[R, O]):
         Raises:
             controllers.runtime.errors.TerminalError: The spec cannot work; wait for it to change.
             controllers.runtime.errors.WaitError: Something named must come first.
+        """
+        ...
+
+
+@runtime_checkable
+class Discovering(Protocol):
+    """A kind that has to know what the API server serves before `owns` and `reads` are looked at."""
+
+    async def discover(self, client: ApiClient) -> None:
+        """Ask the API server.
+
+        Raises:
+            controllers.runtime.client.ApiError: It does not say.
         """
         ...

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from controllers.runtime.admission import Known, Reference, Verdict
+from controllers.runtime.client import ApiClient
 from controllers.runtime.controller import Caches, PolicyRule
 from controllers.runtime.namespace import NAMESPACE_RULES, NAMESPACE_TYPES
 from controllers.runtime.objects import NODE, POD, SERVICE, ObjectType
 from controllers.runtime.plan import Plan
 from controllers.runtime.settings import Settings
-from controllers.trainingjob import admission, observed, plan
+from controllers.trainingjob import admission, gang, observed, plan
+from controllers.trainingjob.names import JOB
 from headrace.api.trainingjob import TrainingJob
 
 
@@ -19,17 +21,32 @@ class TrainingJobController:
     """Controller[TrainingJob, Observed] and Reviewing[TrainingJob]."""
 
     resource = TrainingJob
-    owns: Sequence[ObjectType] = (SERVICE, POD, *NAMESPACE_TYPES)
     reads: Sequence[ObjectType] = (NODE,)
-    rules: Sequence[PolicyRule] = NAMESPACE_RULES
+    rules: Sequence[PolicyRule] = (
+        *NAMESPACE_RULES,
+        # Which of them there are depends on the cluster's release: owned where they are served.
+        PolicyRule((gang.GROUP,), ("podgroups", "workloads"), ("list", "watch", "get", "create", "patch", "delete")),
+        PolicyRule((JOB.group,), (JOB.plural,), ("delete",)),  # ttlSecondsAfterFinished
+    )
     reviews: Sequence[ObjectType] = admission.REVIEWS
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._gang_api: gang.GangAPI | None = None
+
+    @property
+    def owns(self) -> Sequence[ObjectType]:
+        """Child types."""
+        native = [self._gang_api.type] if self._gang_api is not None else []
+        return (SERVICE, POD, *native, *NAMESPACE_TYPES)
+
+    async def discover(self, client: ApiClient) -> None:
+        """Find out what gang scheduling the cluster offers."""
+        self._gang_api = await gang.discover(client)
 
     def gather(self, resource: TrainingJob, caches: Caches) -> observed.Observed:
         """All that the plan looks at."""
-        return observed.gather(resource, caches)
+        return observed.gather(resource, caches, self._gang_api)
 
     def plan(self, resource: TrainingJob, observed: observed.Observed, now: datetime) -> Plan:
         """What to do."""

@@ -9,6 +9,7 @@ from datetime import timedelta
 from controllers.runtime.controller import Caches
 from controllers.runtime.objects import NODE, POD, Key, Manifest, by_name
 from controllers.runtime.podstate import node_of
+from controllers.trainingjob.gang import GangAPI
 from headrace.api.trainingjob import TrainingJob
 
 
@@ -39,6 +40,7 @@ class Observed:
         cluster: Every node, for placement and for saying why a worker finds none.
         patience: How old an attempt may get before it is said how far its start is.
         admission: What the queue of gangs says; None where the scheduler itself starts them whole.
+        gang_api: The cluster's own gang scheduling; None where there is none.
     """
 
     pods: Mapping[str, Manifest] = field(default_factory=dict)
@@ -46,9 +48,12 @@ class Observed:
     cluster: Sequence[Manifest] = ()
     patience: timedelta = timedelta(seconds=3)
     admission: Admission | None = None
+    gang_api: GangAPI | None = None
 
 
-def gather(job: TrainingJob, caches: Caches) -> Observed:
+def gather(
+    job: TrainingJob, caches: Caches, gang_api: GangAPI | None = None, admission: Admission | None = None
+) -> Observed:
     """Read the caches; no manifest is copied or changed."""
     pods = by_name(caches.owned(POD, job.metadata.namespace, job.metadata.uid))
     nodes: dict[str, Manifest] = {}
@@ -56,4 +61,4 @@ def gather(job: TrainingJob, caches: Caches) -> Observed:
         node = caches.get(NODE, Key("", name))
         if node is not None:
             nodes[name] = node
-    return Observed(pods, nodes, caches.all(NODE), caches.patience())
+    return Observed(pods, nodes, caches.all(NODE), caches.patience(), admission, gang_api)

@@ -17,7 +17,7 @@ from controllers.runtime.objects import POD, SERVICE, Key, Manifest, key_of
 from controllers.runtime.plan import Apply, Delete, Event, Plan
 from controllers.runtime.podstate import Problem, is_finished, is_terminating, lacks_secret
 from controllers.runtime.settings import Settings
-from controllers.trainingjob import builders, status, waiting
+from controllers.trainingjob import builders, gang, status, waiting
 from controllers.trainingjob.failure import COUNTED, Outcome, Verdict, judge, lost_workers
 from controllers.trainingjob.names import JOB
 from controllers.trainingjob.observed import Observed
@@ -107,6 +107,9 @@ def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
     ]
     if job.spec.num_workers > 1:
         applies.append(Apply(SERVICE, builders.service(job)))
+    native = run.observed.gang_api
+    if native is not None and gang.is_group(job):
+        applies.append(Apply(native.type, native.manifest(job)))
     zones = any(builders.ZONE in (node["metadata"].get("labels") or {}) for node in run.observed.cluster)
     for index in missing:
         pod = builders.worker(
@@ -119,7 +122,7 @@ def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
             first_round=run.next_round,
             recent=run.recent,
         )
-        applies.append(Apply(POD, pod))
+        applies.append(Apply(POD, gang.member(job, pod, native, run.pod_attempt)))
 
     new = status.going_on(run, settings, trouble)
     again = look_again(run)

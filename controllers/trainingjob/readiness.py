@@ -21,6 +21,7 @@ from controllers.runtime.podstate import (
     waiting_problem,
 )
 from controllers.trainingjob.failure import settling
+from controllers.trainingjob.gang import waits_for_kueue
 from controllers.trainingjob.run import Run, is_working, names
 from controllers.trainingjob.scheduling import explain
 from headrace.api.meta import parse_duration
@@ -55,10 +56,16 @@ def worker_is_unschedulable(run: Run) -> Problem | None:
     waiting = [pod for pod in run.present if unschedulable(pod) is not None]
     if not waiting:
         return None
-    found = explain(waiting[0], run.observed.cluster, gpu.resource_name if gpu else None)
+    # The others of a gang only say that they wait for it.
+    telling = [pod for pod in waiting if not (unschedulable(pod) or "").startswith("pod group ")]
+    found = explain((telling or waiting)[0], run.observed.cluster, gpu.resource_name if gpu else None)
     if found is None or len(waiting) == 1:
         return found
     return Problem(found.reason, f"{len(waiting)} of {len(run.workers)} workers wait. {found.message}")
+
+
+def kueue_holds_them(run: Run) -> Problem | None:
+    return waits_for_kueue(run.job, run.present)
 
 
 def volumes_are_late(run: Run) -> Problem | None:
@@ -99,6 +106,7 @@ def worker_is_unwell(run: Run) -> Problem | None:
 RULES: tuple[Callable[[Run], Problem | None], ...] = (
     container_cannot_start,
     worker_is_unschedulable,
+    kueue_holds_them,
     volumes_are_late,
     workers_are_starting,
     worker_is_unwell,

@@ -19,7 +19,7 @@ from controllers.trainingjob import observations
 from controllers.trainingjob.builders import ZONE, storage_uri
 from controllers.trainingjob.failure import Outcome, Verdict
 from controllers.trainingjob.names import processes_per_worker, selector
-from controllers.trainingjob.readiness import STARTING, problem, worker_is_unschedulable
+from controllers.trainingjob.readiness import STARTING, kueue_holds_them, problem, worker_is_unschedulable
 from controllers.trainingjob.report import MalformedReportError, Report, read
 from controllers.trainingjob.run import Run, condition_of, is_true
 from headrace.api.meta import parse_duration
@@ -243,7 +243,7 @@ def _scheduled(run: Run) -> Wanted:
         zones = sorted({place.zone for place in _places(run)} - {""})
         where = f"in zone{'s' if len(zones) > 1 else ''} {', '.join(zones)}" if zones else "on nodes without zones"
         return Wanted("Scheduled", True, "AllScheduled", f"{workers(len(run.workers))} {where}")
-    found = worker_is_unschedulable(run)
+    found = worker_is_unschedulable(run) or kueue_holds_them(run)
     if found is not None:
         return Wanted("Scheduled", False, found.reason, found.message)
     return Wanted("Scheduled", False, "Scheduling", "workers are being placed")

@@ -154,7 +154,7 @@ def pause_after(uid: str, count: int) -> timedelta:
 
     What is added differs from job to job, so that two that are in each other's way do not come back together.
     """
-    pause = min(FIRST_PAUSE * 2 ** min(count - 1, 16), LONGEST_PAUSE)
+    pause = min(FIRST_PAUSE * 2.0 ** min(count - 1, 16), LONGEST_PAUSE)
     digest = hashlib.blake2b(f"{uid}/{count}".encode(), digest_size=4).digest()
     return pause * (1 + int.from_bytes(digest) / 2**32)
 

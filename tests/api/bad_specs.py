@@ -92,6 +92,12 @@ def predictor(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad
     return service(name, {"predictor": patch}, f"spec.predictor.{field}", words, **more)
 
 
+def served(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad:
+    """A mistake in a TrainingJob with parameter servers."""
+    topology = {"type": "ParameterServer", "parameterServer": {"servers": 2, **patch}}
+    return job(name, {"topology": topology, **more}, f"spec.{field}", words)
+
+
 def fallback(name: str, steps: Any, field: str, words: str, **more: Any) -> Bad:
     """A mistake in a chain of fallbacks."""
     return service(name, {"fallback": steps}, field, words, **more)
@@ -118,11 +124,88 @@ JOBS: tuple[Bad, ...] = (
     job("unknown field", {"workers": 3}, "", 'unknown field "spec.workers"'),
     job("unknown field deep inside", {"topology": {"zones": 3}}, "", 'unknown field "spec.topology.zones"'),
     job("image with a space", {"image": "my image:1"}, "spec.image", "write an image such as"),
-    job("unknown topology", {"topology": {"type": "ParameterServer"}}, "spec.topology.type", '"AllReduce"'),
-    job("unknown all-reduce", {"topology": {"allReduce": "Tree"}}, "spec.topology.allReduce", '"Ring"'),
+    job("unknown topology", {"topology": {"type": "Star"}}, "spec.topology.type", '"AllReduce"'),
+    job("unknown all-reduce", {"topology": {"allReduce": "Star"}}, "spec.topology.allReduce", '"Ring"'),
     job(
         "unknown spread", {"topology": {"zoneSpread": "spread"}}, "spec.topology.zoneSpread", '"Spread", "Pack", "None"'
     ),
+    job(
+        "parameter servers without their settings",
+        {"topology": {"type": "ParameterServer"}},
+        "spec.topology.parameterServer",
+        "set both or neither",
+    ),
+    job(
+        "settings of servers without their type",
+        {"topology": {"parameterServer": {"servers": 2}}},
+        "spec.topology.parameterServer",
+        "set both or neither",
+    ),
+    served("no servers", {"servers": 0}, "topology.parameterServer.servers", "greater than or equal to 1"),
+    served(
+        "staleness that nothing bounds",
+        {"consistency": "Asynchronous", "staleness": 3},
+        "topology.parameterServer.staleness",
+        "set it there, and remove it elsewhere",
+    ),
+    served(
+        "stale without a bound",
+        {"consistency": "StaleSynchronous"},
+        "topology.parameterServer.staleness",
+        "bounds how far a worker may run ahead",
+    ),
+    served(
+        "backup without rounds",
+        {"backupWorkers": 1},
+        "topology.parameterServer.backupWorkers",
+        "set consistency Synchronous or remove backupWorkers",
+    ),
+    served(
+        "nobody but backup",
+        {"consistency": "Synchronous", "backupWorkers": 3},
+        "topology",
+        "must be fewer than numWorkers",
+    ),
+    served(
+        "synchronous every other step",
+        {"consistency": "Synchronous", "pushEvery": 2, "pullEvery": 2},
+        "topology.parameterServer.pushEvery",
+        "or choose Asynchronous",
+    ),
+    served(
+        "a bound that would not hold",
+        {"consistency": "StaleSynchronous", "staleness": 2, "pullEvery": 4},
+        "topology.parameterServer.pullEvery",
+        "set pullEvery to pushEvery",
+    ),
+    served(
+        "ratio of another compression",
+        {"compression": {"type": "Int8", "ratio": 0.1}},
+        "topology.parameterServer.compression.ratio",
+        "set type TopK or remove ratio",
+    ),
+    served(
+        "rank of another compression",
+        {"compression": {"type": "TopK", "rank": 2}},
+        "topology.parameterServer.compression.rank",
+        "set type PowerSGD or remove rank",
+    ),
+    served(
+        "weights compressed by nothing",
+        {"compression": {"weights": True}},
+        "topology.parameterServer.compression.weights",
+        "choose a type or remove weights",
+    ),
+    served(
+        "most of the values as the largest",
+        {"compression": {"type": "TopK", "ratio": 0.9}},
+        "topology.parameterServer.compression.ratio",
+        "less than or equal to 0.5",
+    ),
+    served(
+        "unknown optimizer", {"optimizer": "LAMB"}, "topology.parameterServer.optimizer", '"SGD", "Adagrad", "Adam"'
+    ),
+    served("servers and several GPUs", {}, "gpu", "set gpu.count to 1", gpu={"count": 2}),
     job("no data", {"classifier": {"dataset": None}}, "spec.classifier.dataset", "Required value"),
     job(
         "two data sets",

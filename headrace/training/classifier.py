@@ -215,15 +215,21 @@ class _Training:
 
     def _save(self) -> None:
         position = self._position
-        self._run.checkpoints.save(position.step, self._objects(), epoch=position.epoch, batch=position.batch)
+        self._run.checkpoints.save(position.step, self._objects(), self._numbers(), epoch=position.epoch, batch=position.batch)
+
+    def _numbers(self) -> dict[str, float]:
+        """What checkpoint.best may go by."""
+        return {"loss": self._loss} if math.isfinite(self._loss) else {}
 
     def _finish(self) -> dict[str, float]:
-        from headrace.training.evaluation import evaluate, publish
+        from headrace.training.evaluation import evaluate, model_files, transform_digest
 
         data, standardization = self._material.data, self._material.standardization
-        metrics = evaluate(self._model, standardization, data.test, self._material.classes, self._run.device)
-        model_uri = None
-        if self._run.storage is not None:
+        evaluated = evaluate(self._model, standardization, data.test, self._material.classes, self._run.device)
+        metrics = evaluated.metrics
+        if self._run.storage is None:
+            self._run.report(metrics=metrics)
+        else:
             facts: Mapping[str, Any] = {
                 "epochs": self._position.epoch,
                 "steps": self._position.step,
@@ -236,13 +242,32 @@ class _Training:
                 "attempt": self._run.environment.attempt,
                 "trainer": self._trainer.manifest(),
             }
-            folder = self._run.storage.folder("model")
-            model_uri = patiently(lambda: publish(folder, self._model, standardization, data.test, metrics, facts))
-            logger.info("the model is at %s", model_uri)
-        self._run.report(metrics=metrics, model_uri=model_uri)
+            self._run.publish(
+                model_files(self._model, standardization, data.test, evaluated, facts),
+                metrics,
+                self._trainer.manifest(),
+                data=self._data(),
+                classes=evaluated.classes,
+                featureTransform=transform_digest(standardization),
+            )
         if metrics:
             logger.info("test metrics: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         return metrics
+
+    def _data(self) -> dict[str, Any]:
+        """What was trained on, for the model's card."""
+        from headrace.training.model_card import data_version_or_why
+
+        data, dataset = self._material.data, self._trainer.dataset
+        source = data_version_or_why(dataset.uri) if dataset.uri else {"builtin": dataset.builtin}
+        return {
+            **source,
+            "trainRows": len(data.train.labels),
+            "testRows": len(data.test.labels),
+            "columns": list(data.train.columns),
+            "trainDigest": data.train.digest(),
+            "testDigest": data.test.digest(),
+        }
 
 
 def _perceptron(features: int, hidden_sizes: list[int], classes: int) -> Any:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from headrace.api.meta import parse_duration
 from headrace.api.schema import Model
-from headrace.api.trainingjob import Checkpoint, Topology
+from headrace.api.trainingjob import Checkpoint, Evaluation, Registry, Topology
 from headrace.training.errors import ConfigurationError
 
 M = TypeVar("M", bound=Model)
@@ -34,6 +34,8 @@ class Environment:
         topology: HEADRACE_TOPOLOGY, the JSON of spec.topology: how the processes work together.
         checkpoint_interval: HEADRACE_CHECKPOINT_INTERVAL in seconds.
         checkpoint_keep: HEADRACE_CHECKPOINT_KEEP.
+        evaluation: HEADRACE_EVALUATION, the JSON of spec.evaluation.
+        registry: HEADRACE_REGISTRY, the JSON of spec.registry.
         metrics_port: HEADRACE_METRICS_PORT, of the worker's first process; 0: metrics are not served.
         checkpoint: HEADRACE_CHECKPOINT, the JSON of spec.checkpoint; its interval and keep are those above.
         collective_timeout: HEADRACE_COLLECTIVE_TIMEOUT in seconds: a collective that takes longer fails the attempt.
@@ -52,6 +54,8 @@ class Environment:
     topology: Topology = field(default_factory=Topology)
     checkpoint_interval: float = 30.0
     checkpoint_keep: int = 2
+    evaluation: Evaluation | None = None
+    registry: Registry | None = None
     metrics_port: int = 0
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     collective_timeout: float = 300.0
@@ -89,6 +93,8 @@ class Environment:
             topology=_topology(values),
             checkpoint_interval=_seconds(values, "HEADRACE_CHECKPOINT_INTERVAL", "30s"),
             checkpoint_keep=_integer(values, "HEADRACE_CHECKPOINT_KEEP", 2, 1),
+            evaluation=_model(values, "HEADRACE_EVALUATION", Evaluation),
+            registry=_model(values, "HEADRACE_REGISTRY", Registry),
             metrics_port=_integer(values, "HEADRACE_METRICS_PORT", 0, 0),
             checkpoint=_model(values, "HEADRACE_CHECKPOINT", Checkpoint) or Checkpoint(),
             collective_timeout=_seconds(values, "HEADRACE_COLLECTIVE_TIMEOUT", "5m"),

@@ -6,6 +6,8 @@ EXIT_FAILED = 1
 """Failed, and another attempt may do better."""
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: the configuration or the data cannot work, however often it is tried."""
+EXIT_GATE_NOT_MET = 79
+"""The model is trained and not good enough for spec.evaluation; another attempt would give the same one."""
 EXIT_INTERRUPTED = 143
 """128 + SIGTERM: told to stop before the work was done."""
 
@@ -24,6 +26,10 @@ class ConfigurationError(Exception):
         self.found = found
         self.remedy = remedy
         super().__init__(f"{field}: {found}; {remedy}")
+
+
+class GateNotMet(Exception):
+    """The model is not good enough for spec.evaluation; the text has the figure and what was asked for."""
 
 
 class Interrupted(SystemExit):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from headrace.storage import Store
 from headrace.training.data import Standardization, Table
 from headrace.training.export import INPUT, LABEL, PROBABILITIES, Layer, classifier_to_onnx
 
@@ -19,77 +19,111 @@ METRICS_FILE = "metrics.json"
 _CHECKED_ROWS = 64
 _BATCH = 8192
 
-logger = logging.getLogger(__name__)
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What a classifier is worth on the test rows.
 
-def evaluate(model: Any, standardization: Standardization, test: Table, classes: int, device: Any) -> dict[str, float]:
-    """Accuracy, macro-averaged precision, recall and F1 (scikit-learn's), and mean cross-entropy on the test rows.
-
-    Empty where there are no test rows. A class that is never predicted counts with precision 0.
+    Attributes:
+        metrics: Accuracy, macro-averaged precision, recall, F1 and AUC, mean cross-entropy; empty without test rows.
+        classes: Precision, recall, F1, AUC (one class against the rest) and rows of each class.
     """
+
+    metrics: dict[str, float]
+    classes: list[dict[str, float]]
+
+
+def evaluate(model: Any, standardization: Standardization, test: Table, classes: int, device: Any) -> Evaluated:
+    """Judge a classifier by the test rows."""
     if not len(test.labels):
-        return {}
-    from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
-
-    probabilities = _probabilities(model, standardization, test, device).astype(np.float64)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    predicted = probabilities.argmax(axis=1)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        test.labels, predicted, labels=range(classes), average="macro", zero_division=0.0
-    )
-    return {
-        "accuracy": float(accuracy_score(test.labels, predicted)),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "loss": float(log_loss(test.labels, probabilities, labels=range(classes))),
-    }
+        return Evaluated({}, [])
+    return score(test.labels, _probabilities(model, standardization, test, device), classes)
 
 
-def publish(
-    folder: Store,
-    model: Any,
-    standardization: Standardization,
-    test: Table,
-    metrics: Mapping[str, float],
-    facts: Mapping[str, Any],
-) -> str:
-    """Write the model and its metrics into `folder`, model.onnx last.
+def score(labels: Any, probabilities: Any, classes: int) -> Evaluated:
+    """Figures of predicted probabilities, all by scikit-learn.
+
+    A class that is never predicted counts with precision 0. AUC is left out for a class without rows, or with all of
+    them, and macro-averaged where every class has one; of two classes it is that of class 1.
 
     Args:
-        folder: The run's `model/` folder.
+        labels: Shape (rows,).
+        probabilities: Shape (rows, classes).
+        classes: Number of classes.
+    """
+    from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, roc_auc_score
+
+    probabilities = np.asarray(probabilities, np.float64)
+    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+    predicted = probabilities.argmax(axis=1)
+    precision, recall, f1, rows = precision_recall_fscore_support(
+        labels, predicted, labels=range(classes), zero_division=0.0
+    )
+    each: list[dict[str, float]] = []
+    for number in range(classes):
+        figures = {
+            "class": number,
+            "precision": float(precision[number]),
+            "recall": float(recall[number]),
+            "f1": float(f1[number]),
+            "rows": int(rows[number]),
+        }
+        if 0 < rows[number] < len(labels):
+            figures["auc"] = float(roc_auc_score(labels == number, probabilities[:, number]))
+        each.append(figures)
+    metrics = {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "precision": float(np.mean(precision)),
+        "recall": float(np.mean(recall)),
+        "f1": float(np.mean(f1)),
+        "loss": float(log_loss(labels, probabilities, labels=range(classes))),
+    }
+    if all("auc" in figures for figures in each):
+        metrics["auc"] = each[1]["auc"] if classes == 2 else float(np.mean([figures["auc"] for figures in each]))
+    return Evaluated(metrics, each)
+
+
+def model_files(
+    model: Any, standardization: Standardization, test: Table, evaluated: Evaluated, facts: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The files of the trained model by name, model.onnx last.
+
+    Args:
         model: The trained network.
         standardization: What is done to its inputs.
-        test: Rows on which the exported model is compared with the trained one before it is written.
-        metrics: Of `evaluate`.
+        test: Rows on which the exported model is compared with the trained one.
+        evaluated: Of `evaluate`.
         facts: What else metrics.json says about the run.
-
-    Returns:
-        URI of model.onnx.
 
     Raises:
         RuntimeError: the exported model does not compute what the trained one does.
-        StorageError: it could not be written.
     """
     import torch
     from safetensors.torch import save
 
-    linear = [module for module in model if isinstance(module, torch.nn.Linear)]
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     layers = [Layer(m.weight.detach().cpu().numpy(), m.bias.detach().cpu().numpy()) for m in linear]
     onnx_bytes = classifier_to_onnx(
         standardization.mean,
         standardization.scale,
         layers,
-        {"features": json.dumps(facts["features"]), **{name: f"{value:.6g}" for name, value in metrics.items()}},
+        {"features": json.dumps(facts["features"]), **{n: f"{value:.6g}" for n, value in evaluated.metrics.items()}},
     )
     _compare(onnx_bytes, model, standardization, test)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tensors["standardization.mean"] = torch.from_numpy(standardization.mean)
     tensors["standardization.scale"] = torch.from_numpy(standardization.scale)
-    folder.write_bytes(TENSORS_FILE, save(tensors, {"trainer": json.dumps(facts["trainer"])}))
-    folder.write_bytes(METRICS_FILE, json.dumps({"metrics": dict(metrics), **facts}, indent=1).encode())
-    folder.write_bytes(MODEL_FILE, onnx_bytes)
-    return folder.uri_of(MODEL_FILE)
+    return {
+        TENSORS_FILE: save(tensors, {"trainer": json.dumps(facts["trainer"])}),
+        METRICS_FILE: json.dumps({"metrics": evaluated.metrics, **facts}, indent=1).encode(),
+        MODEL_FILE: onnx_bytes,
+    }
+
+
+def transform_digest(standardization: Standardization) -> str:
+    """SHA-256 of the feature transform: two models with the same one may be fed the same rows."""
+    content = standardization.mean.tobytes() + standardization.scale.tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _probabilities(model: Any, standardization: Standardization, rows: Table, device: Any) -> Any:

@@ -13,15 +13,22 @@ from headrace.training.environment import Environment
 from headrace.training.event_log import EventLog
 from headrace.training.goodput import Goodput, Keeper
 from headrace.training.progress import Report, significant
+from headrace.training.registry import Point
 from headrace.training.step_clock import StepClock
 from headrace.training.telemetry import GPU, Exporter, Snapshot, learning_rate, step_parts
 
 POINT_EVERY = 2.0
-"""Least seconds between two points of a TensorBoard curve."""
+"""Least seconds between two points of a curve."""
+LONGEST_CURVE = 1000
+"""Points of a curve that are kept for the registry; of more every second one is left out."""
 
 
 class Observer:
-    """What is known of a worker. Worker 0 also keeps the account of the run's time, and its TensorBoard logs.
+    """What is known of a worker. Worker 0 also keeps the account of the run's time, and its curves.
+
+    Attributes:
+        clock: Where the time of steps goes.
+        goodput: Where the time of the run goes.
 
     Args:
         environment: This worker.
@@ -49,6 +56,7 @@ class Observer:
         self._events: EventLog | None = None
         self._exporter: Exporter | None = None
         self._next_point = 0.0
+        self._rows: list[tuple[int, float, dict[str, float]]] = []
         if environment.metrics_port:
             labels = {"job": environment.job, "rank": str(environment.rank)}
             exporter = Exporter(self.snapshot, labels)
@@ -58,6 +66,16 @@ class Observer:
             self._keeper = Keeper(self.goodput, storage)
             self._keeper.start()
             self._events = EventLog(storage.folder(f"tensorboard/attempt-{environment.attempt}"))
+
+    @property
+    def curve(self) -> list[Point]:
+        """Loss, learning rate and throughput as they went, at most LONGEST_CURVE points of each; of worker 0."""
+        return [
+            Point(name, value, step, at)
+            for step, at, known in self._rows
+            for name, value in known.items()
+            if name.startswith("train/") and math.isfinite(value)
+        ]
 
     def begin(self, useful: float | None) -> None:
         """Training begins, from a checkpoint that holds `useful` seconds of steps."""
@@ -147,7 +165,7 @@ class Observer:
         """One point of each curve."""
         now = time.monotonic()
         step = self._report.figures["step"]
-        if self._events is None or now < self._next_point or not step:
+        if self._environment.rank != 0 or now < self._next_point or not step:
             return
         self._next_point = now + POINT_EVERY
         points: dict[str, float | None] = {
@@ -159,4 +177,9 @@ class Observer:
             **{f"gpu_memory_bytes/{name}": value for name, value in self._gpu.memory().items()},
             **{f"test/{name}": value for name, value in self._report.metrics.items()},
         }
-        self._events.add(step, time.time(), {name: value for name, value in points.items() if value is not None})
+        at, known = time.time(), {name: value for name, value in points.items() if value is not None}
+        if self._events is not None:
+            self._events.add(step, at, known)
+        if len(self._rows) >= LONGEST_CURVE:
+            self._rows = self._rows[::2]
+        self._rows.append((step, at, known))

@@ -69,6 +69,7 @@ class Report:
         figures: Epochs and steps, finished and in all.
         metrics: Final metrics by name.
         resumed_from_step: Step of the checkpoint that was restored.
+        registered: What the registry said.
     """
 
     def __init__(self, attempt: int, backend: str) -> None:
@@ -78,6 +79,7 @@ class Report:
         self._loss: Any = None
         self.metrics: dict[str, float] = {}
         self._model_uri = ""
+        self.registered: dict[str, Any] = {}
         self._throughput = Throughput()
         self.resumed_from_step: int | None = None
 
@@ -128,6 +130,8 @@ class Report:
             extra["metrics"] = {name: significant(value, 6) for name, value in self.metrics.items()}
         if self._model_uri:
             extra["modelUri"] = self._model_uri
+        if self.registered:
+            extra["registered"] = dict(self.registered)
         return progress.manifest() | extra
 
     def _percent(self) -> int:

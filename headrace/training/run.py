@@ -28,11 +28,17 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from headrace.reporting import Reporter, pod_reporter
-from headrace.storage import StorageError, Store, patiently
+from headrace.storage import StorageError, StorageFull, Store, patiently
 from headrace.training.checkpoint import Checkpoints
 from headrace.training.checkpoint_folder import CheckpointFolder, Owner
 from headrace.training.environment import Environment
-from headrace.training.errors import EXIT_CONFIGURATION, ConfigurationError, Interrupted
+from headrace.training.errors import (
+    EXIT_CONFIGURATION,
+    EXIT_GATE_NOT_MET,
+    ConfigurationError,
+    GateNotMet,
+    Interrupted,
+)
 from headrace.training.interruption import GRACE, Interruption
 from headrace.training.observer import Observer
 from headrace.training.process_group import Group, broadcast_bytes, join, leave
@@ -63,6 +69,7 @@ class Run:
         storage: Folder of the run; None where none is given.
         checkpoints: Saves and restores models and optimizers.
         observer: What is measured of this worker.
+        weighed: Whether a metric was compared with spec.evaluation.
     """
 
     def __init__(
@@ -81,6 +88,8 @@ class Run:
         self._reporter = reporter
         self._interruption = interruption
         self._report = Report(environment.attempt, group.backend)
+        self._started = time.time()
+        self.weighed = False
         self.observer = Observer(environment, group.device, storage, self._report, lambda: self.checkpoints)
         self._reported = -REPORT_RESOLUTION
         folder = None
@@ -137,6 +146,7 @@ class Run:
 
         Raises:
             Interrupted: the worker was told to stop. It is a SystemExit, so a script needs to do nothing about it.
+            GateNotMet: a metric misses spec.evaluation; in a job the run fails with it.
         """
         figures = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps}
         self._report.update(figures, loss, samples * self.world_size, metrics, model_uri)
@@ -144,6 +154,8 @@ class Run:
             self.observer.step(step)
         if self._reporter is not None and time.monotonic() - self._reported >= REPORT_RESOLUTION:
             self.flush()
+        if metrics:
+            self._weigh(metrics)
         if self.must_stop:
             raise Interrupted
 
@@ -152,6 +164,71 @@ class Run:
         if self._reporter is not None:
             self._reported = time.monotonic()
             self._reporter.report(self._report.content() | self.observer.content())
+
+    def publish(
+        self,
+        files: Mapping[str, bytes],
+        metrics: Mapping[str, float] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        **details: Any,
+    ) -> str | None:
+        """Write the trained model with a card to `model/`, and register it where spec.registry is set.
+
+        A model that misses spec.evaluation is not written. On other workers than rank 0 it does nothing.
+
+        Args:
+            files: Contents by name; the last one is the model itself (`model.onnx`), and is written last.
+            metrics: Final metrics by name.
+            parameters: Settings of the training.
+            **details: What else `model/card.json` says, such as `data`.
+
+        Returns:
+            URI of the model; None without storage, and on other workers.
+
+        Raises:
+            GateNotMet: a metric misses spec.evaluation.
+            StorageError: it could not be written.
+        """
+        if self.rank != 0:
+            return None
+        self.report(metrics=metrics)
+        if self.storage is None:
+            return None
+        from headrace.training.output import publish
+
+        everything = {**self._report.metrics, **(metrics or {})}
+        uri, registered = publish(
+            self.environment,
+            self.storage,
+            files,
+            everything,
+            parameters or {},
+            details,
+            self._started,
+            self.observer.curve,
+        )
+        self._report.registered = registered
+        self.report(model_uri=uri)
+        return uri
+
+    def _weigh(self, metrics: Mapping[str, float]) -> None:
+        """Compare metrics with what spec.evaluation asks for."""
+        from headrace.training.output import check
+
+        try:
+            self.weighed = check(self.environment.evaluation, metrics) or self.weighed
+        except GateNotMet:
+            self.weighed = True
+            self.flush()
+            raise
+
+    def require_weighing(self) -> None:
+        """Raise ConfigurationError where spec.evaluation asks for a metric that was not reported."""
+        from headrace.training.output import unknown_metric
+
+        gate = self.environment.evaluation
+        if gate is not None and self.rank == 0 and not self.weighed:
+            raise unknown_metric(gate, self._report.metrics)
 
     def data(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, with the time that each takes to come counted as waiting for data."""
@@ -207,6 +284,7 @@ def session(
             try:
                 yield run
                 run.checkpoints.wait()
+                run.require_weighing()
                 run.flush()
             except BaseException as error:
                 run.checkpoints.settle()
@@ -223,6 +301,12 @@ def session(
             if run.interrupted:
                 raise Interrupted
             leave()
+    except GateNotMet as error:
+        if not arranged:
+            raise
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the termination message
+        raise SystemExit(EXIT_GATE_NOT_MET) from error
     except (ConfigurationError, StorageError) as error:
         if not arranged or (isinstance(error, StorageError) and error.retryable):
             raise
@@ -249,5 +333,12 @@ def _announce(told: Environment) -> Store | None:
     storage = Store.open(told.storage_uri)
     if told.rank == 0:
         facts = {"job": told.job, "runId": told.run_id, "attempt": told.attempt, "workers": told.world_size}
-        patiently(lambda: storage.write_bytes(RUN_FILE, json.dumps(facts).encode()))
+
+        def write() -> None:
+            try:
+                storage.write_bytes(RUN_FILE, json.dumps(facts).encode())
+            except StorageFull as error:  # what is there can be gone on from
+                logger.warning("nothing can be saved at present: %s", error)
+
+        patiently(write)
     return storage

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from headrace.training.errors import EXIT_CONFIGURATION, EXIT_INTERRUPTED
+from headrace.training.errors import EXIT_CONFIGURATION, EXIT_GATE_NOT_MET, EXIT_INTERRUPTED
 
 EXIT_HUNG = 124
 """What timeout(1) uses: the process was ended because it made no progress."""
@@ -94,6 +94,8 @@ def first_cause(failures: Sequence[Failure]) -> Cause:
     first = min(failures, key=Failure.order)
     said = f": {first.message}" if first.message else ""
     who = f"rank {first.rank} (worker {first.index})"
+    if first.code == EXIT_GATE_NOT_MET:
+        return Cause("GateNotMet", first.message or "the model misses spec.evaluation", True, True, first.index, first.code)
     if first.code == EXIT_CONFIGURATION:
         message = f"{who} says that the configuration or the data cannot work{said}"
         return Cause("InvalidConfiguration", message, True, True, first.index, first.code)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.api.schema import Model
-from headrace.storage import patiently
 from headrace.training.classic import collective
+from headrace.training.model_card import data_version_or_why
 from headrace.training.run import Run
 
 METRICS_FILE = "metrics.json"
@@ -86,28 +86,33 @@ def publish(
     """Rank 0 writes the model and its metrics and reports both; the last of `files` is the model and is written last.
 
     Raises:
+        GateNotMet: the model is not good enough for spec.evaluation.
         StorageError: it could not be written.
     """
     if run.rank != 0:
         return
-    model_uri = None
-    if run.storage is not None:
-        folder = run.storage.folder("model")
-        about = {
-            "metrics": dict(metrics),
-            "workers": run.world_size,
-            "attempt": run.environment.attempt,
-            "trainer": trainer.manifest(),
-            **facts,
-        }
-        contents = {METRICS_FILE: json.dumps(about, indent=1).encode(), **files}
-        for name, content in contents.items():
-            patiently(lambda name=name, content=content: folder.write_bytes(name, content))  # type: ignore[misc]
-        model_uri = folder.uri_of(list(files)[-1])
-        logger.info("the model is at %s", model_uri)
-    run.report(metrics=metrics, model_uri=model_uri)
+    about = {
+        "metrics": dict(metrics),
+        "workers": run.world_size,
+        "attempt": run.environment.attempt,
+        "trainer": trainer.manifest(),
+        **facts,
+    }
+    run.publish(
+        {METRICS_FILE: json.dumps(about, indent=1).encode(), **files},
+        metrics,
+        trainer.manifest(),
+        data=_data(trainer, facts),
+    )
     if metrics:
         logger.info("test metrics: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def _data(trainer: Model, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What was trained on, for the model's card."""
+    uri = getattr(getattr(trainer, "dataset", None), "uri", None)
+    rows = {name: facts[name] for name in ("trainRows", "testRows") if name in facts}
+    return {**(data_version_or_why(uri) if uri else {}), **rows}
 
 
 def checked_onnx(

@@ -8,6 +8,7 @@ from controllers.runtime.admission import Known, Reference, Verdict, conflicts, 
 from controllers.runtime.objects import CONFIG_MAP, NODE, POD, SECRET, SERVICE, Key, Manifest, ObjectType
 from controllers.trainingjob.builders import GPU_PRODUCT
 from controllers.trainingjob.names import service_name, worker_name
+from controllers.trainingjob.servers import server_name, servers_service_name
 from headrace.api.trainingjob import TrainingJob
 
 REVIEWS: tuple[ObjectType, ...] = (CONFIG_MAP, NODE, POD, SECRET, SERVICE)
@@ -75,8 +76,14 @@ def gpus_are_missing(job: TrainingJob, known: Known) -> list[str]:
 
 
 def _children(job: TrainingJob) -> list[Reference]:
-    """Those whose names are likeliest to be taken: all other workers' follow from the first one's."""
+    """Those whose names are likeliest to be taken: the names of all other pods follow from the first one's."""
     name = job.metadata.name
+    if job.spec.topology.type == "ParameterServer":
+        return [
+            Reference(SERVICE, _key(job, servers_service_name(name))),
+            Reference(POD, _key(job, server_name(name, 0))),
+            Reference(POD, _key(job, worker_name(name, 0))),
+        ]
     service = [Reference(SERVICE, _key(job, service_name(name)))] if job.spec.num_workers > 1 else []
     return [*service, Reference(POD, _key(job, worker_name(name, 0)))]
 

@@ -188,6 +188,7 @@ async def test_what_is_missing_is_a_warning(
         assert word in verdict.warnings[0]
 
 
+SERVERS: dict[str, Any] = {"topology": {"type": "ParameterServer", "parameterServer": {"servers": 2}}}
 CHILD = f"{NAMESPACE}/services/digits-workers"
 POLICY = "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies/digits"
 
@@ -200,6 +201,9 @@ POLICY = "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies/digits"
         (job(), f"{NAMESPACE}/pods/digits-worker-0", held_by(None), ["Pod team/digits-worker-0 exists already"]),
         (service(), POLICY, held_by(None), ["NetworkPolicy team/digits exists already"]),
         (service(), "/apis/apps/v1/namespaces/team/deployments/digits-predictor", held_by("App"), ["belongs to App"]),
+        (job(**SERVERS), f"{NAMESPACE}/services/digits-servers", held_by(None), ["Service team/digits-servers exists"]),
+        (job(**SERVERS), f"{NAMESPACE}/pods/digits-server-0", held_by(None), ["Pod team/digits-server-0 exists"]),
+        (job(**SERVERS), CHILD, held_by(None), None),
         (job(), CHILD, held_by("TrainingJob", "digits", "u-old"), None),  # an earlier one of this name, on its way out
         (job(), CHILD, held_by("TrainingJob", "digits", "u-new"), None),
         (job(), CHILD, held_by(None, deletionTimestamp="2026-01-01T00:00:00Z"), None),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def run_module(name: str, folder: Path, *arguments: str, timeout: float = 120) -> str:
+def run_module(name: str, folder: Path, *arguments: str, timeout: float = 280) -> str:
     """What `python -m tests.image.<name> <folder> <arguments>` printed; anything but success fails the test."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([*os.environ.get("PYTHONPATH", "").split(os.pathsep), root])
@@ -95,7 +95,7 @@ class Forks:
     def kill(self, rank: int) -> None:
         """SIGKILL one worker, and wait for all: the others must notice."""
         os.kill(self.pids[rank], signal.SIGKILL)
-        self.wait(20)
+        self.wait(60)
 
     def wait(self, timeout: float = 60) -> list[int]:
         """Exit codes in order of rank (negative: the signal); what still runs after `timeout` s fails the test."""

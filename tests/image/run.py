@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     image = images.tag("trainer")
     cache.say(f"Tests inside {image}…")
     options = ["--rm", "--init", "--network=none", "--read-only", "--tmpfs=/tmp:exec,mode=1777", "--workdir=/repo"]
+    options += ["--tmpfs=/full:size=600k,mode=1777"]  # a disk for test_checkpoints to fill
     options += [f"--volume={ROOT}:/repo:ro", f"--volume={sysconfig.get_path('purelib')}:/opt/pytest:ro"]
     options += ["--env=PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", "--entrypoint=python"]
     plugins = ["-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", "-p", "no:cacheprovider"]

@@ -12,7 +12,7 @@ from controllers.runtime.namespace import NAMESPACE_RULES, NAMESPACE_TYPES
 from controllers.runtime.objects import NODE, POD, SERVICE, ObjectType
 from controllers.runtime.plan import Plan
 from controllers.runtime.settings import Settings
-from controllers.trainingjob import admission, gang, observed, plan
+from controllers.trainingjob import admission, gang, observed, plan, served
 from controllers.trainingjob.names import JOB
 from headrace.api.trainingjob import TrainingJob
 
@@ -50,6 +50,8 @@ class TrainingJobController:
 
     def plan(self, resource: TrainingJob, observed: observed.Observed, now: datetime) -> Plan:
         """What to do."""
+        if resource.spec.topology.type == "ParameterServer":
+            return served.plan(resource, observed, now, self._settings)
         return plan.plan(resource, observed, now, self._settings)
 
     def references(self, resource: TrainingJob, *, created: bool) -> Sequence[Reference]:

@@ -237,6 +237,8 @@ Argument = Annotated[str, Field(max_length=131_072)]
             "args",
             "gpu",
             "storage",
+            "evaluation",
+            "registry",
             "resources",
             "env",
             "nodeSelector",

@@ -15,8 +15,10 @@ import yaml
 from cluster.tools import tool
 from controllers.runtime.manager import ManagerOptions
 from controllers.runtime.namespace import WORKER_CLUSTER_ROLE
+from controllers.trainingjob.builders import metrics_ports
 from headrace.api import KINDS
 from headrace.api.chain import HTTP_PORT
+from tests.unit.trainingjob.worlds import job
 
 Manifest = dict[str, Any]
 ROOT = Path(__file__).parents[3]
@@ -256,6 +258,8 @@ def test_monitors_select_ports_that_exist() -> None:
     (pods,) = find("PodMonitor", "headrace-serving", *MONITORING)["spec"]["podMetricsEndpoints"]
     assert pods["port"] == "http"
     assert HTTP_PORT == 8080
+    workers = find("PodMonitor", "headrace-training", *MONITORING)["spec"]["podMetricsEndpoints"]
+    assert [item["port"] for item in workers] == [name for name, _ in metrics_ports(job(gpu={"count": 16}))]
 
 
 def test_alerts_speak_of_metrics_that_the_code_has() -> None:

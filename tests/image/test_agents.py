@@ -66,5 +66,6 @@ def test_three_workers_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
             [int(path.name.rpartition("-")[2]) for path in tmp_path.glob(f"round-{number}-step-*")]
             for number in (attempt - 1, attempt)
         )
-        assert 1 < min(after) <= max(before) + 1, "it went on from a checkpoint"
+        # Rank 0 saves a step more when it is told to stop, and leaves no file of it.
+        assert 1 < min(after) <= max(before) + 2, "it went on from a checkpoint"
     assert "all_reduce" in log, "the stacks show where the others waited for the paused one"

@@ -117,7 +117,11 @@ class Agent:
         self._spawn(self._leave())
 
     async def _leave(self) -> None:
-        await self._stop_children(LEAVING_GRACE, dump=False)
+        stopping = asyncio.create_task(self._stop_children(LEAVING_GRACE, dump=False))
+        if self._server is not None:
+            await asyncio.sleep(0.5)  # for the word to get to the others
+            self._server.retire()
+        await stopping
         self._end(EXIT_INTERRUPTED, "told to stop before the work was done")
 
     def _end(self, code: int, message: str) -> None:

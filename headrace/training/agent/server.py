@@ -38,7 +38,12 @@ class Server:
         self._host = host
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._retired = False
         self.coordinator = Coordinator(settings, time.monotonic(), time.time())
+
+    def retire(self) -> None:
+        """Leave the agents to a successor: its pod may be there before this one is gone."""
+        self._retired = True
 
     async def run(self) -> None:
         """Serve until the group has ended and its agents have left.
@@ -49,13 +54,13 @@ class Server:
         server = await asyncio.start_server(self._accept, self._host, self._settings.port, limit=LIMIT)
         async with server:
             pinged = time.monotonic()
-            while self.coordinator.phase is not Phase.ENDED:
+            while self.coordinator.phase is not Phase.ENDED and not self._retired:
                 await asyncio.sleep(TICK)
                 self._send(self.coordinator.tick(time.monotonic()))
                 if time.monotonic() - pinged >= PING:
                     pinged = time.monotonic()
                     self._send([Tell(index, {"type": "ping"}) for index in list(self._writers)])
-            if self._connections:
+            if self._connections and not self._retired:
                 await asyncio.wait(self._connections, timeout=CLOSING)
             for task in self._connections:
                 task.cancel()

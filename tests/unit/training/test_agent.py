@@ -104,7 +104,8 @@ def test_steps_that_come_are_no_hang(agents: Start) -> None:
     assert not (group.folder / "round-2-rank-0").exists()
 
 
-def test_a_worker_that_is_told_to_stop_lets_all_save_first(agents: Start) -> None:
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_worker_that_is_told_to_stop_lets_all_save_first(agents: Start, told: int) -> None:
     body = """
 import signal
 def save(number, frame):
@@ -117,9 +118,9 @@ if attempt == 1: time.sleep(60)
 """
     group = agents(2, body)
     group.until(lambda: all((group.folder / f"ready-{rank}").exists() for rank in range(2)))
-    group.processes[1].send_signal(signal.SIGTERM)
-    assert group.processes[1].wait(10) == 143, group.output()
-    group.start(1)
+    group.processes[told].send_signal(signal.SIGTERM)
+    assert group.processes[told].wait(10) == 143, group.output()
+    group.start(told)
     assert group.wait() == {0: 0, 1: 0}, group.output()
     assert (group.folder / "saved-1-0").exists()
     assert (group.folder / "saved-1-1").exists()

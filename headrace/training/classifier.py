@@ -160,6 +160,7 @@ class _Training:
             total[1] += len(mine)
             position.batch += 1
             position.step += 1
+            run.beat(position.step)
             last = position.batch == self._batches
             if last:
                 position.epoch, position.batch = position.epoch + 1, 0

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from headrace.reporting import Reporter, pod_reporter
 from headrace.storage import StorageError, StorageFull, Store, patiently
+from headrace.training.agent.link import Link
 from headrace.training.checkpoint import Checkpoints
 from headrace.training.checkpoint_folder import CheckpointFolder, Owner
 from headrace.training.environment import Environment
@@ -64,6 +65,7 @@ class Run:
 
     Attributes:
         environment: What the worker was told.
+        group: The device and backend of this process.
         device: The `torch.device` of this process.
         backend: Collective library, gloo or nccl.
         storage: Folder of the run; None where none is given.
@@ -80,8 +82,12 @@ class Run:
         reporter: Reporter | None,
         interruption: Interruption,
         session: str = "",
+        link: Link | None = None,
     ) -> None:
         self.environment = environment
+        self._link = link or Link({})
+        self._steps = 0
+        self.group = group
         self.device = group.device
         self.backend = group.backend
         self.storage = storage
@@ -148,6 +154,8 @@ class Run:
             Interrupted: the worker was told to stop. It is a SystemExit, so a script needs to do nothing about it.
             GateNotMet: a metric misses spec.evaluation; in a job the run fails with it.
         """
+        self._steps = steps or self._steps
+        self.beat(step)
         figures = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps}
         self._report.update(figures, loss, samples * self.world_size, metrics, model_uri)
         if step is not None:
@@ -158,6 +166,14 @@ class Run:
             self._weigh(metrics)
         if self.must_stop:
             raise Interrupted
+
+    def beat(self, step: int | None = None) -> None:
+        """Say that this worker is alive and has finished `step`, without a report; costs a microsecond.
+
+        A worker from which no step comes for long is held for hung (`spec.restartPolicy.hangTimeout`). `report` says
+        it too.
+        """
+        self._link.beat(step, finishing=step is not None and 0 < self._steps <= step)
 
     def flush(self) -> None:
         """Hand what was last said to the reporter now."""
@@ -239,6 +255,7 @@ class Run:
         self.observer.clock.watch(model)
 
     def _begin(self, step: int | None, useful: float | None = None) -> None:
+        self.beat(step or 0)
         self._report.resumed_from_step = step
         self._report.restart_clock()
         self.observer.begin(useful)
@@ -273,14 +290,15 @@ def session(
             interruption = Interruption(JOINING_GRACE)
             if arranged or told.master:
                 stack.enter_context(interruption)
+            link = Link()
             storage = _announce(told)
             group = join(told)
             interruption.grace = GRACE
             if told.world_size == 1:
                 # With peers a failed run does not take the group down: that could wait for those that are gone.
                 stack.callback(leave)
-            reporter = pod_reporter(sink) if told.rank == 0 else None
-            run = Run(told, group, storage, reporter, interruption, _session_id(told, group))
+            reporter = _reporter(sink, link) if told.rank == 0 else None
+            run = Run(told, group, storage, reporter, interruption, _session_id(told, group), link)
             try:
                 yield run
                 run.checkpoints.wait()
@@ -313,6 +331,11 @@ def session(
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the termination message
         raise SystemExit(EXIT_CONFIGURATION) from error
+
+
+def _reporter(sink: Callable[[str], None] | None, link: Link) -> Reporter:
+    """Reports go to the agent, which adds what it knows, where there is one; it keeps the pace."""
+    return Reporter(link.sink, min_interval=0.2) if link.sink is not None else pod_reporter(sink)
 
 
 def _session_id(told: Environment, group: Group) -> str:

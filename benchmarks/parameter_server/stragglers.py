@@ -28,14 +28,14 @@ STEP = 0.02
 SLOWED = 5
 TARGET = 0.25
 """Mean cross-entropy over the training rows."""
-RATE = 0.02
+RATE = 0.05
 LIMIT = 120.0
 SPELL = 10
 KINDS: dict[str, dict[str, Any]] = {
     "Synchronous": {"consistency": "Synchronous"},
     "Synchronous, 1 backup": {"consistency": "Synchronous", "backupWorkers": 1},
-    "StaleSynchronous, 16": {"consistency": "StaleSynchronous", "staleness": 16},
-    "StaleSynchronous, 64": {"consistency": "StaleSynchronous", "staleness": 64},
+    "StaleSynchronous, 16 clocks": {"consistency": "StaleSynchronous", "staleness": 16},
+    "StaleSynchronous, 64 clocks": {"consistency": "StaleSynchronous", "staleness": 64},
     "Asynchronous": {"consistency": "Asynchronous"},
 }
 
@@ -135,11 +135,13 @@ def main() -> None:
     result: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for slow in ("permanent", "changing"):
-            for kind in KINDS:
-                result.setdefault(slow, {})[kind] = measure(kind, slow, Path(folder) / f"{slow}-{kind}")
-    for found in result.values():
-        whole = found["Synchronous"].get("seconds")
-        for item in found.values():
+            for number, kind in enumerate(KINDS):
+                found = measure(kind, slow, Path(folder) / f"{slow}-{number}")
+                print(slow, kind, found, file=sys.stderr, flush=True)
+                result.setdefault(slow, {})[kind] = found
+    for kinds in result.values():
+        whole = kinds["Synchronous"].get("seconds")
+        for item in kinds.values():
             if whole and "seconds" in item:
                 item["ofSynchronous"] = round(item["seconds"] / whole, 2)
     facts = {"workers": WORKERS, "servers": 2, "slowed": SLOWED, "targetLoss": TARGET}

@@ -84,7 +84,7 @@ class Membership:
             member.clock = clock
         if incarnation != member.incarnation:
             member.incarnation, member.sequence = incarnation, -1
-            member.awaited = not known or rank in self._absent
+            member.awaited = self.settings.consistency != "Synchronous" or not known or rank in self._absent
             member.finished = False
         member.connected, member.seen = True, now
         self._absent.discard(rank)

@@ -81,7 +81,7 @@ class Server:
         self._saving = threading.Lock()
         self._saved: tuple[int, ...] = ()
         self._stopped = threading.Event()
-        self.failure: Exception | None = None
+        self._failure: Exception | None = None
         self._received = self._sent = 0
         dual = socket.has_dualstack_ipv6()
         self._listener = socket.create_server(
@@ -102,12 +102,17 @@ class Server:
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         self._stopped.wait()
         self._listener.close()
-        if self.failure is not None:
-            raise self.failure
+        if self._failure is not None:
+            raise self._failure
         self.save()
 
     def stop(self) -> None:
         """End `run`, which saves a last time. May be called from a signal handler."""
+        self._stopped.set()
+
+    def fail(self, error: Exception) -> None:
+        """End `run` with an error."""
+        self._failure = error
         self._stopped.set()
 
     def save(self) -> None:
@@ -133,8 +138,7 @@ class Server:
             self.save()
         except StorageError as error:
             if not error.retryable:
-                self.failure = error
-                self._stopped.set()
+                self.fail(error)
                 return
             logger.warning("a checkpoint could not be saved, training goes on without it: %s", error)
 
@@ -237,7 +241,13 @@ class _Peer:
                 except (Refusal, ArithmeticError, ValueError, KeyError, TypeError) as error:
                     logger.warning("refused what %s asked: %s", self._name, error)
                     self._connection.send(Kind.REFUSED, {"reason": f"{type(error).__name__}: {error}"[:500]})
-        except (OSError, StorageError) as error:
+        except StorageError as error:
+            # Its checkpoint cannot be read.
+            if error.retryable:
+                logger.warning("the connection of %s ended: %s", self._name, error)
+            else:
+                self._server.fail(error)
+        except OSError as error:
             # A frame that is none ends the connection too; the peer comes back or does not.
             logger.warning("the connection of %s ended: %s", self._name, error)
         finally:

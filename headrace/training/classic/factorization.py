@@ -33,7 +33,7 @@ from headrace.training.classic.als import (
     solve,
     squared_error,
 )
-from headrace.training.classic.rows import test_rows
+from headrace.training.classic.rows import chosen_for_test
 from headrace.training.classic.snapshot import Snapshot
 from headrace.training.environment import Environment
 from headrace.training.errors import ConfigurationError, Interrupted
@@ -117,7 +117,7 @@ def read(trainer: MatrixFactorizationTrainer, rank: int, world_size: int) -> tup
             f"column {trainer.rating_column!r} has values that are not finite, or negative feedback",
             "drop those rows",
         )
-    chosen = test_rows(start, stop, trainer.test_fraction, trainer.seed)
+    chosen = chosen_for_test(start, stop, trainer.test_fraction, trainer.seed)
     return triples.where(~chosen), triples.where(chosen), rows.digest()
 
 

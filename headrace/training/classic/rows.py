@@ -59,7 +59,7 @@ class Part:
     digest: str
 
 
-def test_rows(start: int, stop: int, fraction: float, seed: int) -> NDArray[np.bool_]:
+def chosen_for_test(start: int, stop: int, fraction: float, seed: int) -> NDArray[np.bool_]:
     """Which of the rows numbered `start` to `stop` are test rows: a hash of number and seed (splitmix64), compared.
 
     Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
@@ -136,7 +136,7 @@ def fingerprint(settings: dict[str, Any], part: Part) -> str:
 def _split(
     rows: Rows, fraction: float, seed: int, start: int, columns: tuple[str, ...], total: int, digest: str
 ) -> Part:
-    chosen = test_rows(start, start + len(rows), fraction, seed)
+    chosen = chosen_for_test(start, start + len(rows), fraction, seed)
     train = Rows(rows.features[~chosen], rows.labels[~chosen])
     return Part(train, Rows(rows.features[chosen], rows.labels[chosen]), columns, total, digest)
 

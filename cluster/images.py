@@ -48,7 +48,7 @@ RECIPES = {
     "operator": Recipe(extra="operator", folders=("controllers", "operator")),
     "s3": Recipe(programs=("versitygw",)),
     "serving": Recipe(extra="serving"),
-    "trainer": Recipe(extra="training"),
+    "trainer": Recipe(extra="classic"),
 }
 
 

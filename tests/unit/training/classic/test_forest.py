@@ -54,7 +54,7 @@ def stored(change: Any = None, tree: Any = None) -> bytes:
         state = tree.tree_.__getstate__()
         change(state["nodes"])
         tree.tree_.__setstate__(state)
-    return dumps([tree])
+    return bytes(dumps([tree]))
 
 
 def test_trees_come_back_from_storage() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ def test_a_worker_reads_the_row_groups_of_its_part_and_no_others(
 ) -> None:
     read: list[int] = []
     whole = ParquetRows.read_group
-    monkeypatch.setattr(
-        ParquetRows, "read_group", lambda rows, index, columns: (read.append(index), whole(rows, index, columns))[1]
-    )
+
+    def noted(rows: ParquetRows, index: int, columns: Sequence[str] | None) -> Any:
+        read.append(index)
+        return whole(rows, index, columns)
+
+    monkeypatch.setattr(ParquetRows, "read_group", noted)
     load(dataset, 0, 1, 3)
     # Rows 34 to 67: groups 4 to 7 of the first file (28 to 49), 0 to 2 of the second (50 to 70).
     assert read == [4, 5, 6, 7, 8, 9, 10]

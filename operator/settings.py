@@ -118,6 +118,9 @@ _VARIABLES = (
     _Variable("HEADRACE_SERVING_IMAGE", _INSTALLATION.serving_image, "image of routers and predictors"),
     _Variable("HEADRACE_IMAGE_PULL_POLICY", _INSTALLATION.image_pull_policy, "imagePullPolicy of both"),
     _Variable("HEADRACE_CLUSTER_DOMAIN", _INSTALLATION.cluster_domain, "DNS suffix of the cluster"),
+    _Variable(
+        "HEADRACE_GANG_SCHEDULING", _INSTALLATION.gang_scheduling, "Auto (the cluster, else Queue), Queue or None"
+    ),
     _Variable("HEADRACE_STORAGE_URI", _STORAGE.uri, "default storage: every resource gets <uri>/<namespace>/<name>"),
     _Variable("HEADRACE_STORAGE_ENDPOINT", _STORAGE.endpoint, "its S3 endpoint; empty: AWS"),
     _Variable("HEADRACE_STORAGE_REGION", _STORAGE.region, "its S3 region"),
@@ -160,6 +163,8 @@ def _settings(values: Mapping[str, str]) -> OperatorSettings:
         raise ValueError(f"HEADRACE_LOG_FORMAT is {values['log_format']!r}; it is json or console")
     if values["log_level"] not in ("debug", "info", "warning", "error"):
         raise ValueError(f"HEADRACE_LOG_LEVEL is {values['log_level']!r}; it is debug, info, warning or error")
+    if values["gang_scheduling"] not in ("Auto", "Queue", "None"):
+        raise ValueError(f"HEADRACE_GANG_SCHEDULING is {values['gang_scheduling']!r}; it is Auto, Queue or None")
     identity = values["identity"] or socket.gethostname()
     return OperatorSettings(
         installation=Settings(
@@ -167,6 +172,7 @@ def _settings(values: Mapping[str, str]) -> OperatorSettings:
             serving_image=values["serving_image"],
             image_pull_policy=values["image_pull_policy"],
             cluster_domain=values["cluster_domain"],
+            gang_scheduling=values["gang_scheduling"],
             operator_namespace=values["namespace"] or _pod_namespace(),
             storage=StorageSettings(
                 uri=values["storage_uri"].rstrip("/"),

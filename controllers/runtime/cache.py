@@ -108,9 +108,13 @@ class WatchCache:
                 await asyncio.sleep(delay)
 
     def _selector(self) -> dict[str, str]:
-        if not self.type.managed_only:
-            return {}
-        return {"labelSelector": ",".join(f"{name}={value}" for name, value in MANAGED_LABELS.items())}
+        selector = {"fieldSelector": self.type.fields} if self.type.fields else {}
+        if self.type.managed_only:
+            selector["labelSelector"] = ",".join(f"{name}={value}" for name, value in MANAGED_LABELS.items())
+        return selector
+
+    def _kept(self, manifest: Manifest) -> Manifest:
+        return manifest if self.type.reduce is None else self.type.reduce(manifest)
 
     async def _list(self) -> str:
         """List all objects into the store; returns the resourceVersion to watch from."""
@@ -127,7 +131,7 @@ class WatchCache:
             # Items of a list carry neither; a manifest should be whole wherever it came from.
             whole = {"apiVersion": self.type.api_version, "kind": self.type.kind}
             for item in page["items"]:
-                listing.put(whole | item)
+                listing.put(self._kept(whole | item))
             metadata = page["metadata"]
             if not metadata.get("continue"):
                 version: str = metadata["resourceVersion"]
@@ -165,7 +169,7 @@ class WatchCache:
         if kind == "DELETED":
             self.store.deleted(item)
         elif kind != "BOOKMARK":
-            self.store.put(item)
+            self.store.put(self._kept(item))
         self._version = item["metadata"]["resourceVersion"]
         self.store.seen = int(self._version)
 

@@ -7,14 +7,16 @@ A kind is one folder with the same few rooms: ``observed.py`` (gather), ``plan.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar, runtime_checkable
 
+from controllers.runtime.cache import CacheSet
 from controllers.runtime.client import ApiClient
 from controllers.runtime.objects import Key, Manifest, ObjectType
 from controllers.runtime.plan import Plan
+from controllers.runtime.store import ObjectStore
 from headrace.api import Resource
 
 
@@ -89,6 +91,21 @@ class Controller(Protocol[R, O]):
         Raises:
             controllers.runtime.errors.TerminalError: The spec cannot work; wait for it to change.
             controllers.runtime.errors.WaitError: Something named must come first.
+        """
+        ...
+
+
+@runtime_checkable
+class Overseeing(Protocol):
+    """A kind whose resources share something, so that one of them has to know of the others."""
+
+    def attach(self, resources: ObjectStore, caches: CacheSet, wake: Callable[[Key], None]) -> None:
+        """Called once, before anything is reconciled.
+
+        Args:
+            resources: All resources of the kind.
+            caches: All caches.
+            wake: Puts a resource on the queue.
         """
         ...
 

@@ -23,7 +23,7 @@ from typing import Any
 from controllers.runtime.apply import Applier
 from controllers.runtime.cache import CacheSet, WatchCache
 from controllers.runtime.client import ApiClient
-from controllers.runtime.controller import Controller
+from controllers.runtime.controller import Controller, Overseeing
 from controllers.runtime.events import EventRecorder
 from controllers.runtime.metrics import Metrics
 from controllers.runtime.namespace import NAMESPACE_TYPES
@@ -130,7 +130,7 @@ class Manager:
     def silence(self) -> dict[str, float]:
         """Seconds since the API server last said anything, by watched type."""
         now = self._clock()
-        return {cache.type.plural: now - cache.last_contact for cache in self.caches}
+        return {cache.type.cache_name: now - cache.last_contact for cache in self.caches}
 
     async def run(self) -> None:
         """Fill the caches, then work until cancelled; `stop` ends it in an orderly way.
@@ -140,7 +140,7 @@ class Manager:
         """
         self._spawn(self._events.run(), "events")
         for cache in self.caches:
-            self._spawn(cache.run(), f"cache of {cache.type.plural}")
+            self._spawn(cache.run(), f"cache of {cache.type.cache_name}")
         waiting = asyncio.create_task(self.caches.wait_synced())
         try:
             await self._first_of(waiting)
@@ -188,6 +188,8 @@ class Manager:
         unit = _Unit(reconciler, store, queue)
         self._units[_group(info.api_version), info.kind] = unit
         store.subscribe(lambda key, _: self._resource_changed(unit, key))
+        if isinstance(controller, Overseeing):
+            controller.attach(store, self.caches, queue.add)
 
     def _resource_changed(self, unit: _Unit, key: Key) -> None:
         if key not in unit.store:
@@ -271,7 +273,7 @@ class Manager:
                 return
 
     def _report(self, cache: WatchCache) -> None:
-        name = cache.type.plural
+        name = cache.type.cache_name
         self._metrics.cached_objects.labels(name).set_function(lambda: len(cache.store))
         self._metrics.watch_contact.labels(name).set_function(lambda: self._clock() - cache.last_contact)
 

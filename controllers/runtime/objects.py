@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,6 +41,9 @@ class ObjectType:
         watched: Kept in a watch cache. Unwatched types are written and never read (Secrets: the operator may not
             read them); what was applied is remembered by hash instead.
         managed_only: The cache holds only objects labelled `app.kubernetes.io/managed-by=headrace`.
+        view: Name of a second cache of a type, which holds others of its objects, or less of each.
+        fields: Field selector of what the cache holds.
+        reduce: What the cache keeps of an object; its name, namespace, uid and resourceVersion must stay.
     """
 
     api_version: str
@@ -49,6 +52,14 @@ class ObjectType:
     namespaced: bool = True
     watched: bool = True
     managed_only: bool = True
+    view: str = ""
+    fields: str = ""
+    reduce: Callable[[Manifest], Manifest] | None = None
+
+    @property
+    def cache_name(self) -> str:
+        """Name of its cache in metrics and health checks."""
+        return f"{self.plural} ({self.view})" if self.view else self.plural
 
     @property
     def group(self) -> str:

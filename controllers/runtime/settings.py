@@ -32,11 +32,14 @@ class Settings:
         trainer_image: Image of workers that name none.
         serving_image: Image of routers and predictors.
         cluster_domain: DNS suffix of the cluster.
+        gang_scheduling: Who sees to it that all workers of a job start or none. Auto: the cluster's own scheduler where
+            it can, else the queue; Queue: always the queue; None: nobody.
     """
 
     trainer_image: str = "headrace/trainer:0.1.0"
     serving_image: str = "headrace/serving:0.1.0"
     image_pull_policy: str = "IfNotPresent"
     cluster_domain: str = "cluster.local"
+    gang_scheduling: str = "Auto"
     operator_namespace: str = "headrace-system"
     storage: StorageSettings = StorageSettings()

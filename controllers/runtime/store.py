@@ -114,6 +114,15 @@ class ObjectStore:
         """Every object."""
         return [entry.manifest() for entry in self._entries.values()]
 
+    def has_owned(self, namespace: str, owner_uid: str) -> bool:
+        """Whether `owned` has any."""
+        return (namespace, owner_uid) in self._owned
+
+    def version(self, key: Key) -> int:
+        """The object's resourceVersion, without parsing it; 0 for none."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else entry.version
+
     def uid(self, key: Key) -> str | None:
         """The object's uid, without parsing it."""
         entry = self._entries.get(key)

@@ -160,6 +160,13 @@ def _reason(demand: Demand, gpu: str | None) -> str:
     return _REASONS.get(demand.name, "InsufficientResource")
 
 
+def resource_reason(name: str) -> str:
+    """The reason of a condition that this resource is short."""
+    if name.endswith("/gpu"):
+        return "InsufficientGPU"
+    return _REASONS.get(name, "InsufficientResource")
+
+
 def _remedy(demand: Demand, gpu: str | None, nodes: Sequence[Manifest]) -> str:
     if demand.name == gpu:
         return (

@@ -139,6 +139,8 @@ def queued(run: Run) -> Hold | None:
     admission = run.observed.admission
     if admission is None or admission.admitted or run.present:
         return None
+    if not admission.reason:
+        return Hold("", "", ())
     before = run.job.status or TrainingJobStatus()
     wanted = [Wanted(QUEUED, True, admission.reason, admission.message)]
     if (was := condition_of(before, PREEMPTED)) is not None:
@@ -161,6 +163,8 @@ def pause_after(uid: str, count: int) -> timedelta:
 
 def wait(run: Run, settings: Settings, held: Hold) -> Plan:
     """Have no workers. Those that there are leave in the next step, when this is on record."""
+    if not held.reason:
+        return Plan()  # The queue has not looked yet, and wakes the job when it has.
     before = run.job.status or TrainingJobStatus()
     generation = run.job.metadata.generation
     figures: dict[str, Any] = {

@@ -37,6 +37,9 @@ RARE: dict[str, Callable[[str, str, str], bool]] = {
     ),
     "the same Event came again within minutes": lambda _, resource, verb: (resource, verb) == ("events", "patch"),
     "the name of a pod was taken": lambda _, resource, verb: (resource, verb) == ("pods", "get"),
+    "which gang scheduling a cluster serves depends on its release; priorities are read where it serves none": (
+        lambda group, resource, _: group == "scheduling.k8s.io" and resource in ("priorityclasses", "workloads")
+    ),
     "asked when a role is bound, not by a request of its own": lambda _, __, verb: verb == "bind",
 }
 """Rights that a short run does not use, by the reason why they are held all the same."""

@@ -207,12 +207,13 @@ def test_a_job_in_the_queue_has_no_pods_until_it_is_admitted() -> None:
 def test_a_preempted_job_saves_first_and_goes_back_to_the_queue() -> None:
     of = under_way()
     pods = group(of, running, running, running)
-    first = in_queue(of, pods, Admission(True, preempted_by="TrainingJob team/urgent"))
+    first = in_queue(of, pods, Admission(False, preempted_by="TrainingJob team/urgent"))
     assert not first.deletes
     preempted = condition(first, "Preempted")
     assert (preempted["status"], preempted["reason"]) == ("True", "HigherPriority")
     assert "team/urgent" in preempted["message"]
     of = after(of, first)
+    assert in_queue(of, [], Admission(False)) == Plan(), "its pods are gone and the queue has not looked yet"
     leaving = in_queue(of, pods, Admission(False, "InsufficientCPU", "no room"))
     assert {item.grace_period_seconds for item in leaving.deletes} == {None}
     waits = in_queue(of, [], Admission(False, "InsufficientCPU", "no room"))
@@ -228,7 +229,7 @@ def test_a_preempted_job_saves_first_and_goes_back_to_the_queue() -> None:
     ("ttl", "later", "deleted"), [(0, 0, True), (60, 49, False), (60, 50, True), (None, 1e6, False)]
 )
 def test_a_finished_job_is_deleted_when_its_time_is_over(ttl: int | None, later: float, deleted: bool) -> None:
-    spec = {} if ttl is None else {"ttlSecondsAfterFinished": ttl}
+    spec: dict[str, Any] = {} if ttl is None else {"ttlSecondsAfterFinished": ttl}
     of = job(**spec)
     pods = [ended(item, 0, at=10) for item in group(of, running, running, running)]
     of = after(of, planned(of, pods))

@@ -22,7 +22,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -42,8 +42,10 @@ from headrace.training.errors import (
 )
 from headrace.training.interruption import GRACE, Interruption
 from headrace.training.observer import Observer
+from headrace.training.parquet import ParquetRows
 from headrace.training.process_group import Group, broadcast_bytes, join, leave
 from headrace.training.progress import Report
+from headrace.training.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +251,44 @@ class Run:
     def data(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, with the time that each takes to come counted as waiting for data."""
         return self.observer.clock.waiting(batches)
+
+    def dataset(
+        self,
+        uri: str,
+        batch_size: int,
+        columns: Sequence[str] | None = None,
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        shuffle: bool = True,
+        prefetch: int = 4,
+    ) -> Stream:
+        """This worker's batches of the Parquet file or folder at `uri`, read ahead; see `headrace.training.stream`.
+
+        Args:
+            uri: In storage.
+            batch_size: Rows of one step over all workers together.
+            columns: What to read; None for all columns.
+            seed: Of the order of rows.
+            epochs: Passes over the rows; None goes on for ever.
+            shuffle: Whether the order is random.
+            prefetch: Row groups that are read ahead.
+
+        Raises:
+            ConfigurationError: it is not Parquet, or has no rows.
+            StorageError: it cannot be read.
+        """
+        return Stream(
+            patiently(lambda: ParquetRows.open(uri, "the data set")),
+            batch_size,
+            columns,
+            rank=self.rank,
+            world_size=self.world_size,
+            seed=seed,
+            epochs=epochs,
+            shuffle=shuffle,
+            prefetch=prefetch,
+        )
 
     def watch(self, model: Any) -> None:
         """Show how long steps wait for other workers' gradients, as this DistributedDataParallel measures it."""

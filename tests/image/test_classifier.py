@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 from dataclasses import dataclass
@@ -99,6 +100,45 @@ def test_the_exported_model_says_what_the_metrics_say(three: Finished) -> None:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 
+def test_the_card_says_what_scikit_learn_says_of_the_exported_model(three: Finished) -> None:
+    from onnx.reference import ReferenceEvaluator
+    from sklearn.metrics import classification_report, roc_auc_score
+
+    card = json.loads((three.storage / "model" / "card.json").read_text())
+    digits = load_digits()
+    _, raw, _, truth = train_test_split(
+        digits.data, digits.target, test_size=0.2, stratify=digits.target, random_state=0
+    )
+    evaluator = ReferenceEvaluator((three.storage / "model" / "model.onnx").read_bytes())
+    label, probabilities = evaluator.run(None, {"input": raw.astype(np.float32)})
+    expected = classification_report(truth, label, output_dict=True, zero_division=0.0)
+    for item in card["classes"]:
+        theirs = expected[str(item["class"])]
+        assert item["precision"] == pytest.approx(theirs["precision"], abs=1e-9)
+        assert item["recall"] == pytest.approx(theirs["recall"], abs=1e-9)
+        assert item["rows"] == theirs["support"]
+        auc = roc_auc_score(truth == item["class"], probabilities[:, item["class"]])
+        assert item["auc"] == pytest.approx(auc, abs=1e-4)
+    assert card["metrics"]["auc"] == pytest.approx(
+        roc_auc_score(truth, probabilities / probabilities.sum(axis=1, keepdims=True), multi_class="ovr"), abs=1e-4
+    )
+    assert card["signature"]["inputs"] == [{"name": "input", "dtype": "float32", "shape": [-1, 64]}]
+    assert card["data"]["builtin"] == "Digits"
+    assert (card["run"]["job"], card["run"]["workers"]) == ("test", 3)
+    assert card["parameters"]["epochs"] == 40
+    onnx = three.storage / "model" / "model.onnx"
+    assert card["files"]["model.onnx"]["sha256"] == hashlib.sha256(onnx.read_bytes()).hexdigest()
+
+
+def test_a_model_that_misses_the_gate_is_not_published(tmp_path: Path) -> None:
+    variables = classifier(epochs=1) | {"HEADRACE_EVALUATION": json.dumps({"metric": "accuracy", "min": 0.999})}
+    workers = Workers(tmp_path / "logs", f"file://{tmp_path}/storage", 1, variables=variables).start()
+    assert workers.wait() == [79], workers.output()
+    assert workers.last_line(0).startswith("error: evaluation: accuracy is 0.")
+    assert workers.last_line(0).endswith("at least 0.999 is asked for; nothing is published")
+    assert not (tmp_path / "storage" / "model").exists()
+
+
 def test_a_killed_worker_ends_the_attempt_and_the_next_one_ends_where_an_undisturbed_run_does(
     three: Finished, tmp_path: Path
 ) -> None:
@@ -174,5 +214,5 @@ def test_it_works_in_a_notebook(tmp_path: Path) -> None:
     variables = {"HEADRACE_JOB": "", "MASTER_ADDR": "", "WORLD_SIZE": "", "RANK": ""}
     workers = Workers(tmp_path / "logs", "", 1, ("-c", script), variables).start()
     assert workers.wait() == [0], workers.output()
-    assert workers.last_line(0) == "['accuracy', 'f1', 'loss', 'precision', 'recall']"
+    assert workers.last_line(0) == "['accuracy', 'auc', 'f1', 'loss', 'precision', 'recall']"
     assert (tmp_path / "x" / "model" / "model.onnx").exists()

@@ -103,7 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         uvloop.run(work)
     except (ModelError, ConfigurationError, RequestError) as error:
         return _last_line(78, str(error))
-    except (StorageError, OSError) as error:
+    except StorageError as error:
+        # A key that is refused is as wrong as a model that is not there: whoever mends it is told the same way.
+        return _last_line(1 if error.retryable else 78, str(error))
+    except OSError as error:
         return _last_line(1, str(error))
     return 0
 

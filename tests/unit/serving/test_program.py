@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from headrace.serving.__main__ import main
+from headrace.storage import AccessDenied, StorageError, Unreachable
 from tests.unit.serving import models
 from tests.unit.serving.waiting import until
 
@@ -36,6 +37,22 @@ def test_a_bad_model_is_exit_78_and_the_last_line_says_which_and_why(
     assert last_line(capsys).startswith(f"{uri}: is no ONNX model that ONNX Runtime")
     assert main([*arguments, "--storage-uri", f"file://{tmp_path}/missing"]) == 78
     assert f"file://{tmp_path}/missing" in last_line(capsys)
+
+
+def test_a_store_that_refuses_is_exit_78_and_one_that_does_not_answer_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predictor", "--name", "demo", "--host", "127.0.0.1", "--port", "0", "--drain-seconds", "0"]
+    arguments += ["--storage-uri", "s3://lake/model"]
+    denied = AccessDenied("s3://lake/model", "the store refuses the key", "check AWS_ACCESS_KEY_ID")
+    for error, code in ((denied, 78), (Unreachable("s3://lake/model", "no answer"), 1)):
+
+        async def refuse(*_: object, failed: StorageError = error) -> None:
+            raise failed
+
+        monkeypatch.setattr("headrace.serving.predictor.load", refuse)
+        assert main(arguments) == code
+        assert last_line(capsys) == str(error)
 
 
 @pytest.mark.parametrize(

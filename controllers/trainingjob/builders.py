@@ -145,7 +145,7 @@ def worker(
         container["workingDir"] = REPOSITORY
 
     extra: Manifest = {"restartPolicy": "Never", "hostname": worker_name(job.metadata.name, index)}
-    if spec.num_workers > 1:
+    if spec.most_workers > 1:
         extra["subdomain"] = service_name(job.metadata.name)
         if spec.topology.zone_spread == "Spread" and zones:
             extra["topologySpreadConstraints"] = [zone_spread(job, attempt)]
@@ -278,6 +278,9 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
         pods.variable("HEADRACE_METRICS_PORT", METRICS_PORT),
         pods.variable("HEADRACE_IMAGE", spec.image or settings.trainer_image),
         pods.variable("HEADRACE_TOPOLOGY", _json(spec.topology)),
+        # The node's zone: the API server copies it to the pod's labels when the pod is bound (Kubernetes 1.35).
+        {"name": "HEADRACE_ZONE", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{ZONE}']"}}},
+        {"name": "HEADRACE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         pods.variable("MASTER_ADDR", master),
         pods.variable("MASTER_PORT", MASTER_PORT),
         pods.variable("PET_NNODES", spec.num_workers),
@@ -317,6 +320,8 @@ def agent_environment(
     told = {
         "index": index,
         "workers": workers,
+        "minWorkers": job.spec.min_workers or workers,
+        "maxWorkers": job.spec.most_workers,
         "processes": processes_per_worker(job),
         "coordinator": master_address(job, settings),
         "attempt": first_round,
@@ -383,7 +388,7 @@ def threads(job: TrainingJob) -> int:
 
 def master_address(job: TrainingJob, settings: Settings) -> str:
     """Where rank 0 waits for the others; a lone worker needs no name."""
-    return "127.0.0.1" if job.spec.num_workers == 1 else worker_address(job, settings, 0)
+    return "127.0.0.1" if job.spec.most_workers == 1 else worker_address(job, settings, 0)
 
 
 def worker_address(job: TrainingJob, settings: Settings, index: int) -> str:

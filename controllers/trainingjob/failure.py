@@ -123,9 +123,17 @@ def _told_to_stop(run: Run, pod: Manifest) -> Verdict | None:
 
 
 def every_worker_succeeded(run: Run) -> Verdict | None:
-    if not all(pod is not None and phase(pod) == "Succeeded" for pod in run.workers):
+    first = run.workers[0]
+    # Worker 0's agent ends with success when all have finished that took part; an elastic job may lack some.
+    elastic = run.job.spec.min_workers is not None and first is not None and phase(first) == "Succeeded"
+    if not elastic and not all(pod is not None and phase(pod) == "Succeeded" for pod in run.workers):
         return None
-    return Verdict(Outcome.SUCCEEDED, "Succeeded", f"all {len(run.workers)} workers finished")
+    return Verdict(Outcome.SUCCEEDED, "Succeeded", f"all {taking_part(run)} workers finished")
+
+
+def taking_part(run: Run) -> int:
+    """Workers of the last round."""
+    return run.group.workers if run.group and run.group.workers else len(run.workers)
 
 
 def configuration_cannot_work(run: Run) -> Verdict | None:

@@ -105,7 +105,7 @@ def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
             lost=lost,
         )
     ]
-    if job.spec.num_workers > 1:
+    if job.spec.most_workers > 1:
         applies.append(Apply(SERVICE, builders.service(job)))
     native = run.observed.gang_api
     if native is not None and gang.is_group(job):
@@ -152,7 +152,7 @@ def restart(run: Run, settings: Settings, verdict: Verdict) -> Plan:
 
 def clear_away(run: Run) -> Plan:
     """Second step of a restart: delete the pods of ended attempts, and wait until they are gone."""
-    drained = waiting.is_drained(run.job.status or TrainingJobStatus())
+    drained = waiting.is_drained(run.job.status or TrainingJobStatus()) or run.has_surplus
     deletes = removals(run, run.leftovers, None if drained else GRACE_PERIOD)
     return Plan(deletes=deletes, requeue_after=LOOK_AT_NODES, labels={"attempt": str(run.attempt)})
 

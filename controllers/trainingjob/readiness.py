@@ -134,6 +134,9 @@ def look_again(run: Run) -> timedelta | None:
 
 def time_for_the_rest(run: Run) -> timedelta | None:
     """What is left of scheduling.timeout for the workers that have no node yet; None where nobody waits for them."""
+    fewest = run.job.spec.min_workers
+    if fewest is not None and sum(bool(node_of(pod)) for pod in run.present) >= fewest:
+        return None  # An elastic job trains with those that it has.
     # One that is gone from a group that was whole is made anew at once; since when it is missing is not on record.
     every = run.present if run.complete else run.workers
     rest = [pod for pod in every if pod is None or not (node_of(pod) or is_finished(pod))]

@@ -95,6 +95,11 @@ class Run:
         )
 
     @property
+    def has_surplus(self) -> bool:
+        """The job was scaled down, and there are workers of this attempt that are not wanted any more."""
+        return any(attempt_of(pod) == self.pod_attempt for pod in self.leftovers)
+
+    @property
     def waits_for_missing(self) -> bool:
         """The agents of the others wait for a pod that is gone. Not once some have ended: they agreed to."""
         return runs_agents(self.job) and not any(is_finished(pod) for pod in self.present)

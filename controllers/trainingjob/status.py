@@ -270,9 +270,9 @@ def _places(run: Run) -> list[WorkerPlace]:
 def _position(run: Run, index: int) -> int:
     """Place of a worker in the order of ranks: of its number, unless the agents say otherwise."""
     order = run.group.order if run.group else None
-    if order is None or sorted(order) != list(range(len(run.workers))):
+    if order is None or len(set(order)) != len(order):
         return index
-    return order.index(index)
+    return order.index(index) if index in order else len(order) + index
 
 
 def _placement(run: Run) -> list[WorkerPlace]:

@@ -82,6 +82,11 @@ def script(name: str, source: Any, field: str, words: str) -> Bad:
     return job(name, {"classifier": None, "script": source}, field, words)
 
 
+def classic(name: str, patch: Any, field: str, words: str) -> Bad:
+    """A mistake in a TrainingJob without a classifier."""
+    return job(name, {"classifier": None, **patch}, field, words)
+
+
 def service(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad:
     """A mistake in an InferenceService."""
     return Bad(name, GOOD_SERVICE, patch, field, words, **more)
@@ -113,11 +118,55 @@ DURATION = "write a duration such as 250ms, 30s, 5m or 1h30m"
 STORAGE = "write a storage address such as s3://bucket/path"
 
 JOBS: tuple[Bad, ...] = (
-    job("nothing to run", {"classifier": None}, "spec", "set exactly one of classifier (built-in trainer), script and"),
+    job("nothing to run", {"classifier": None}, "spec", "(built-in trainers), script and command"),
     job("two things to run", {"script": {"path": "/a.py"}, "image": "x"}, "spec", "set exactly one of classifier"),
     job("command without image", {"classifier": None, "command": ["python"]}, "spec.image", "set image"),
     job("empty command", {"classifier": None, "image": "x", "command": []}, "spec.command", "at least 1 items"),
     job("arguments to the built-in trainer", {"args": ["--fast"]}, "spec.args", "move args to a script"),
+    job(
+        "two built-in trainers",
+        {"forest": {"dataset": DIGITS}},
+        "spec",
+        "set exactly one of classifier, boosting, forest",
+    ),
+    job("a forest on GPUs", {"classifier": None, "forest": {"dataset": DIGITS}, "gpu": {}}, "spec.gpu", "remove gpu"),
+    classic("arguments to boosting", {"boosting": {"dataset": DIGITS}, "args": ["-v"]}, "spec.args", "move args to"),
+    classic(
+        "unknown library", {"boosting": {"dataset": DIGITS, "library": "CatBoost"}}, "spec.boosting.library", "LightGBM"
+    ),
+    classic(
+        "early stopping without test rows",
+        {"boosting": {"dataset": {**DIGITS, "testFraction": 0}, "earlyStoppingRounds": 5}},
+        "spec.boosting.earlyStoppingRounds",
+        "set dataset.testFraction above 0",
+    ),
+    classic("no ratings", {"matrixFactorization": {"factors": 8}}, "spec.matrixFactorization.uri", "Required value"),
+    classic(
+        "alpha for explicit ratings",
+        {"matrixFactorization": {"uri": "s3://a/b", "alpha": 2}},
+        "spec.matrixFactorization.alpha",
+        "set objective to Implicit or remove alpha",
+    ),
+    classic(
+        "no penalty at all", {"matrixFactorization": {"uri": "s3://a/b", "regularization": 0}}, "", "greater than 0"
+    ),
+    classic(
+        "negative penalty", {"logisticRegression": {"dataset": DIGITS, "l2": -1}}, "", "greater than or equal to 0"
+    ),
+    job("launcher of a built-in trainer", {"launcher": "XGBoost"}, "spec.launcher", "a command of your own: remove it"),
+    job("unknown launcher", {"launcher": "Horovod"}, "spec.launcher", '"Torchrun", "XGBoost", "TensorFlow"'),
+    classic(
+        "the launcher's variable",
+        {"command": ["a"], "image": "x", "launcher": "TensorFlow", "env": [{"name": "TF_CONFIG", "value": "{}"}]},
+        "spec.env",
+        "launcher TensorFlow sets TF_CONFIG: remove it from env",
+    ),
+    classic(
+        "more workers than TF_CONFIG can name",
+        {"command": ["a"], "image": "x", "launcher": "TensorFlow", "numWorkers": 300},
+        "spec.numWorkers",
+        "at most 256 workers",
+    ),
     job("no workers", {"numWorkers": 0}, "spec.numWorkers", "greater than or equal to 1"),
     job("too many workers", {"numWorkers": 5000}, "spec.numWorkers", "less than or equal to 4096"),
     job("workers as text", {"numWorkers": "three"}, "spec.numWorkers", "must be of type integer"),
@@ -367,6 +416,27 @@ JOBS: tuple[Bad, ...] = (
         "spec.env",
         "remove them from env",
     ),
+    job(
+        "elastic bounds reversed",
+        {"minWorkers": 4, "maxWorkers": 2},
+        "spec.numWorkers",
+        "minWorkers is not the greater of the two",
+    ),
+    job(
+        "more workers than the upper bound",
+        {"minWorkers": 1, "maxWorkers": 2},
+        "spec.numWorkers",
+        "lies between minWorkers and maxWorkers",
+    ),
+    job("one elastic bound", {"minWorkers": 2}, "spec.minWorkers", "set both minWorkers and maxWorkers, or neither"),
+    job(
+        "elastic in an image of its own",
+        {"minWorkers": 2, "maxWorkers": 4, "image": "team/trainer:1"},
+        "spec.minWorkers",
+        "in the platform's image",
+    ),
+    job("a hang after no time", {"restartPolicy": {"hangTimeout": "0s"}}, "spec.restartPolicy.hangTimeout", "0s"),
+    job("a window in words", {"restartPolicy": {"window": "an hour"}}, "spec.restartPolicy.window", "30s"),
     job("negative restarts", {"restartPolicy": {"maxRestarts": -1}}, "spec.restartPolicy.maxRestarts", "equal to 0"),
     job(
         "memory in words",

@@ -93,6 +93,16 @@ def test_how_often_a_running_job_is_restarted_may_change(rest: Rest, running_job
     assert answer.accepted, answer.message
 
 
+def test_an_elastic_job_is_scaled_within_its_bounds(rest: Rest) -> None:
+    bounds = {"metadata": {"name": "elastic"}, "spec": {"minWorkers": 2, "maxWorkers": 4}}
+    job: dict[str, Any] = merge_patch(GOOD_JOB, bounds)
+    assert rest("POST", path_of(job, collection=True), job).accepted
+    answer = rest("PATCH", f"{path_of(job)}/scale", {"spec": {"replicas": 4}}, content_type=MERGE)
+    assert answer.accepted, answer.message
+    answer = rest("PATCH", f"{path_of(job)}/scale", {"spec": {"replicas": 5}}, content_type=MERGE)
+    assert "lies between minWorkers and maxWorkers" in answer.message
+
+
 def test_applying_the_same_again_changes_nothing(rest: Rest, running_job: dict[str, Any]) -> None:
     answer = rest("PATCH", path_of(running_job), running_job, content_type=MERGE)
     assert answer.accepted, answer.message

@@ -43,7 +43,7 @@ def test_what_will_happen_is_written_into_the_resource(rest: Rest) -> None:
     spec = create(rest, GOOD_JOB, "defaults")["spec"]
     assert spec["topology"] == {"type": "AllReduce", "allReduce": "Ring", "zoneSpread": "Spread"}
     assert spec["checkpoint"] == {"interval": "30s", "keep": 2}
-    assert spec["restartPolicy"] == {"maxRestarts": 10}
+    assert spec["restartPolicy"] == {"maxRestarts": 10, "window": "1h"}
     assert spec["classifier"]["hiddenSizes"] == [64]
     assert "env" not in spec
     assert "gpu" not in spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from headrace.api.meta import Resource
-from headrace.api.schema import Column, KindInfo, name_rules, rules
+from headrace.api.schema import Column, KindInfo, Scale, name_rules, rules
 from headrace.api.trainingjob.spec import TrainingJobSpec
 from headrace.api.trainingjob.status import TrainingJobStatus
 
@@ -22,6 +22,7 @@ class TrainingJob(Resource):
         plural="trainingjobs",
         singular="trainingjob",
         short_names=("tj",),
+        scale=Scale(".spec.numWorkers", ".status.workers.total", ".status.selector"),
         columns=(
             Column(
                 "Workers", ".status.workers.summary", description="Workers that run or finished, of workers asked for"

@@ -13,7 +13,7 @@ class RestartPolicy(Model):
     """How often a failed run is started again from its last checkpoint, and when it counts as hung."""
 
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Restarts within `window` after a worker's own failure (lost nodes, evictions and deleted pods are not counted)."""
+    """Restarts within `window` after a worker's own failure; lost nodes, evictions and deleted pods are not counted."""
     window: Duration = "1h"
     """Time within which restarts are counted; 0s: since the job began."""
     hang_timeout: PositiveDuration | None = None

@@ -195,8 +195,7 @@ Argument = Annotated[str, Field(max_length=131_072)]
         "lower it, or ask for more workers",
         ".topology",
         lambda spec: (
-            spec.topology.parameter_server is None
-            or spec.topology.parameter_server.backup_workers < spec.num_workers
+            spec.topology.parameter_server is None or spec.topology.parameter_server.backup_workers < spec.num_workers
         ),
     ),
     Rule(
@@ -223,12 +222,52 @@ Argument = Annotated[str, Field(max_length=131_072)]
         ".env",
         lambda spec: not {variable.name for variable in spec.env} & set(RESERVED_ENV),
     ),
+    Rule(
+        "has(self.minWorkers) == has(self.maxWorkers)",
+        "an elastic job has two bounds: set both minWorkers and maxWorkers, or neither",
+        ".minWorkers",
+        lambda spec: (spec.min_workers is None) == (spec.max_workers is None),
+    ),
+    Rule(
+        "!has(self.minWorkers) || !has(self.maxWorkers) || "
+        "(self.minWorkers <= self.numWorkers && self.numWorkers <= self.maxWorkers)",
+        "numWorkers lies between minWorkers and maxWorkers, and minWorkers is not the greater of the two: correct them",
+        ".numWorkers",
+        lambda spec: (
+            spec.min_workers is None
+            or spec.max_workers is None
+            or spec.min_workers <= spec.num_workers <= spec.max_workers
+        ),
+    ),
+    Rule(
+        f"!has(self.minWorkers) || !(has(self.image) || {_ANY_CLASSIC} || self.launcher != 'Torchrun' || "
+        "(has(self.topology) && self.topology.type != 'AllReduce'))",
+        "a job is elastic where any number of workers can go on from its checkpoints: classifier or script, in the "
+        "platform's image, under topology AllReduce. Remove minWorkers and maxWorkers, or what is in their way",
+        ".minWorkers",
+        lambda spec: (
+            spec.min_workers is None
+            or not (
+                spec.image is not None
+                or any(spec.classic)
+                or spec.launcher != "Torchrun"
+                or spec.topology.type != "AllReduce"
+            )
+        ),
+    ),
+    Rule(
+        "self.numWorkers == oldSelf.numWorkers || (has(self.minWorkers) && has(self.maxWorkers))",
+        "numWorkers cannot change once the job exists, unless minWorkers and maxWorkers are set: "
+        "create a TrainingJob with another name, or delete this one first",
+        ".numWorkers",
+    ),
     *_fixed(
-        "numWorkers",
         "launcher",
         "topology",
         "checkpoint",
         optional=(
+            "minWorkers",
+            "maxWorkers",
             "image",
             "classifier",
             *CLASSIC,
@@ -254,7 +293,12 @@ class TrainingJobSpec(PodOptions):
     """What to train, on how many workers, and where its results go."""
 
     num_workers: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Worker pods."""
+    """Worker pods. With minWorkers and maxWorkers it may change while the job runs (`kubectl scale`)."""
+    min_workers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Fewest workers to train with: when workers are lost, the others go on, and take the replacements in when they
+    come. Unset: all or nobody."""
+    max_workers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Most workers that numWorkers may ask for; goes with minWorkers."""
     image: ImageName | None = None
     """Container image; by default the trainer image of this release, with PyTorch."""
     classifier: ClassifierTrainer | None = None
@@ -298,6 +342,11 @@ class TrainingJobSpec(PodOptions):
     checkpoints stay in storage. 0: at once. Unset: never. May change at any time."""
     scheduling: Scheduling = Field(default_factory=Scheduling)
     """How long a group of workers may be started in part; may change while the job runs."""
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the job may come to have."""
+        return self.max_workers or self.num_workers
 
     @property
     def processes(self) -> int:

@@ -95,7 +95,9 @@ def first_cause(failures: Sequence[Failure]) -> Cause:
     said = f": {first.message}" if first.message else ""
     who = f"rank {first.rank} (worker {first.index})"
     if first.code == EXIT_GATE_NOT_MET:
-        return Cause("GateNotMet", first.message or "the model misses spec.evaluation", True, True, first.index, first.code)
+        return Cause(
+            "GateNotMet", first.message or "the model misses spec.evaluation", True, True, first.index, first.code
+        )
     if first.code == EXIT_CONFIGURATION:
         message = f"{who} says that the configuration or the data cannot work{said}"
         return Cause("InvalidConfiguration", message, True, True, first.index, first.code)

@@ -100,6 +100,8 @@ class Coordinator:
 
     def __init__(self, settings: Settings, now: float, epoch: float) -> None:
         self._settings = settings
+        self._wanted = settings.workers
+        """Workers asked for; the youngest pod knows best, since an elastic job may be scaled."""
         self._epoch = epoch - now
         self.phase = Phase.GATHERING
         self.members: dict[int, Member] = {}
@@ -152,6 +154,9 @@ class Coordinator:
         self.members[index] = member
         if before is None:
             self._since = now
+            wanted = hello.get("workers")
+            if self._settings.elastic and isinstance(wanted, int) and index != self._settings.index:
+                self._wanted = min(max(wanted, index + 1), self._settings.max_workers)
         self._learn(hello)
         same_round = self.phase is Phase.RUNNING and hello.get("round") == self.round and before is not None
         if state != "idle" and not same_round and self.phase is not Phase.STOPPING:
@@ -221,7 +226,7 @@ class Coordinator:
 
     def missing(self) -> list[int]:
         """Workers that are waited for."""
-        return [index for index in range(self._settings.workers) if index not in self.members]
+        return [index for index in range(self._wanted) if index not in self.members]
 
     def history(self) -> Message:
         """What survives the loss of worker 0's pod with every other agent."""
@@ -253,7 +258,7 @@ class Coordinator:
             return False
         if 0 not in {member.index for member in ready}:
             return False  # Cannot be: this is its own agent.
-        if len(ready) >= self._settings.workers:
+        if len(ready) >= self._wanted:
             return True
         wait = FIRST_WAIT if self._fresh else ELASTIC_WAIT
         enough = len(ready) >= self._settings.min_workers

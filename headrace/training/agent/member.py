@@ -175,6 +175,7 @@ class Agent:
             "type": "hello",
             "token": self._settings.token,
             "index": self._settings.index,
+            "workers": self._settings.workers,
             "incarnation": self._settings.incarnation,
             "address": self._settings.address,
             "zone": self._settings.zone,

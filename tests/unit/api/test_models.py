@@ -102,7 +102,7 @@ def test_a_resource_keeps_what_the_api_server_adds_to_its_metadata() -> None:
         }
     )
     assert job.metadata.generation == 2
-    assert job.spec.manifest()["restartPolicy"] == {"maxRestarts": 10}
+    assert job.spec.manifest()["restartPolicy"] == {"maxRestarts": 10, "window": "1h"}
 
 
 def test_defaults_of_a_service_make_it_highly_available() -> None:

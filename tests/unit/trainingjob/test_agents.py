@@ -43,8 +43,12 @@ def three(of: TrainingJob = JOB, **group: Any) -> list[Manifest]:
     return [reporting(first, **group), *others]
 
 
+def written(of: TrainingJob) -> Any:
+    return planned(of, three(of)).status
+
+
 def under_way(of: TrainingJob = JOB) -> TrainingJob:
-    return with_status(of, planned(of, three(of)).status)
+    return with_status(of, written(of))
 
 
 def made(plan: Plan) -> list[Manifest]:
@@ -126,7 +130,13 @@ def test_a_pod_that_is_lost_after_others_have_finished_restarts_all() -> None:
 
 
 def test_what_the_agents_did_is_on_record() -> None:
-    told: dict[str, Any] = {"round": 2, "restarts": 1, "recent": [EPOCH - 8.3], "reason": "WorkerFailed", "message": "rank 1: boom"}
+    told: dict[str, Any] = {
+        "round": 2,
+        "restarts": 1,
+        "recent": [EPOCH - 8.3],
+        "reason": "WorkerFailed",
+        "message": "rank 1: boom",
+    }
     between = planned(under_way(), three(attempt=2, **told | {"state": "Gathering", "round": 1}))
     assert condition(between, "Ready")["reason"] == "WorkerFailed"
     assert condition(between, "Restarting")["status"] == "True"
@@ -185,3 +195,32 @@ def test_a_report_that_is_none_disturbs_nothing() -> None:
     plan = planned(under_way(), pods)
     assert not plan.deletes
     assert timedelta(0) <= (plan.requeue_after or timedelta(0))
+
+
+ELASTIC = {"numWorkers": 3, "minWorkers": 2, "maxWorkers": 4}
+
+
+def test_an_elastic_job_says_how_many_it_may_have() -> None:
+    plan = planned(job(**ELASTIC | {"numWorkers": 2}))
+    told = agent(made(plan)[0])
+    assert (told.workers, told.min_workers, told.max_workers) == (2, 2, 4)
+
+
+def test_an_elastic_job_is_scaled_up_without_a_restart() -> None:
+    plan = planned(with_status(job(**ELASTIC | {"numWorkers": 4}), written(job(**ELASTIC))), three())
+    assert [item["metadata"]["name"] for item in made(plan)] == ["digits-worker-3"]
+    assert not plan.deletes
+
+
+def test_a_worker_too_many_may_save_before_it_goes() -> None:
+    smaller = with_status(job(**ELASTIC | {"numWorkers": 2}), written(job(**ELASTIC)))
+    plan = planned(smaller, three())
+    assert [(item.key.name, item.grace_period_seconds) for item in plan.deletes] == [("digits-worker-2", None)]
+
+
+def test_an_elastic_job_ends_with_those_that_took_part() -> None:
+    of = job(**ELASTIC)
+    first, second, _ = three(of, workers=2, state="Ended")
+    plan = planned(under_way(of), [ended(first, 0), ended(second, 0), pod(of, 2)])
+    assert condition(plan, "Succeeded")["status"] == "True"
+    assert "2 workers" in condition(plan, "Succeeded")["message"]

@@ -48,7 +48,7 @@ def test_the_trainer_image_can_run_what_the_spec_can_ask_for() -> None:
     assert set(CLASSIC) == set(TRAINERS)
 
 
-COMMAND = {"image": "registry.example/own:1", "command": ["python", "train.py"]}
+COMMAND: dict[str, Any] = {"image": "registry.example/own:1", "command": ["python", "train.py"]}
 
 
 def test_xgboosts_environment() -> None:

@@ -263,9 +263,11 @@ def command(job: TrainingJob) -> list[str]:
 
 
 def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) -> list[Manifest]:
-    """torchrun's environment, and what the job tells its workers."""
-    spec, processes = job.spec, processes_per_worker(job)
-    master = master_address(job, settings)
+    """What the job tells its workers, and torchrun's environment where no agent gives it to the training processes.
+
+    The API server keeps track of each variable of each pod (managedFields), so none is here that nobody reads.
+    """
+    spec = job.spec
     env = [
         *pods.identity_env(),
         pods.variable("HEADRACE_JOB", job.metadata.name),
@@ -281,23 +283,10 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
         # The node's zone: the API server copies it to the pod's labels when the pod is bound (Kubernetes 1.35).
         {"name": "HEADRACE_ZONE", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{ZONE}']"}}},
         {"name": "HEADRACE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
-        pods.variable("MASTER_ADDR", master),
-        pods.variable("MASTER_PORT", MASTER_PORT),
-        pods.variable("PET_NNODES", spec.num_workers),
-        pods.variable("PET_NODE_RANK", index),
-        pods.variable("PET_NPROC_PER_NODE", processes),
-        pods.variable("PET_MASTER_ADDR", master),
-        pods.variable("PET_MASTER_PORT", MASTER_PORT),
         pods.variable("OMP_NUM_THREADS", threads(job)),
     ]
-    if processes == 1:
-        env += [
-            pods.variable("WORLD_SIZE", spec.num_workers),
-            pods.variable("RANK", index),
-            pods.variable("LOCAL_RANK", 0),
-            pods.variable("LOCAL_WORLD_SIZE", 1),
-            pods.variable("GROUP_RANK", index),
-        ]
+    if not runs_agents(job):
+        env += torchrun_environment(job, settings, index)
     if spec.evaluation:
         env.append(pods.variable("HEADRACE_EVALUATION", _json(spec.evaluation)))
     if spec.registry:
@@ -308,6 +297,30 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
     elif trainer := built_in_trainer(job)[1]:
         env.append(pods.variable("HEADRACE_TRAINER", _json(trainer)))
     return env + launcher_environment(job, settings, index)
+
+
+def torchrun_environment(job: TrainingJob, settings: Settings, index: int) -> list[Manifest]:
+    """What torchrun's processes have; several of a worker get their ranks from torchrun, which reads the PET_ ones."""
+    workers, processes = job.spec.num_workers, processes_per_worker(job)
+    master = master_address(job, settings)
+    env = [
+        pods.variable("MASTER_ADDR", master),
+        pods.variable("MASTER_PORT", MASTER_PORT),
+        pods.variable("PET_NNODES", workers),
+        pods.variable("PET_NODE_RANK", index),
+        pods.variable("PET_NPROC_PER_NODE", processes),
+        pods.variable("PET_MASTER_ADDR", master),
+        pods.variable("PET_MASTER_PORT", MASTER_PORT),
+    ]
+    if processes == 1:
+        env += [
+            pods.variable("WORLD_SIZE", workers),
+            pods.variable("RANK", index),
+            pods.variable("LOCAL_RANK", 0),
+            pods.variable("LOCAL_WORLD_SIZE", 1),
+            pods.variable("GROUP_RANK", index),
+        ]
+    return env
 
 
 def agent_environment(

@@ -29,7 +29,7 @@ def env(made: Manifest) -> dict[str, str]:
 
 def test_torchruns_environment() -> None:
     """The variables of https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables."""
-    made = env(worker(2))
+    made = env(worker(2, script={"path": "/app/train.py"}, image="team/app:1"))
     expected = {
         "MASTER_PORT": "29500", "WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
         "GROUP_RANK": "2", "PET_NNODES": "3", "PET_NODE_RANK": "2", "PET_NPROC_PER_NODE": "1",
@@ -38,10 +38,17 @@ def test_torchruns_environment() -> None:
     assert made["MASTER_ADDR"] == made["PET_MASTER_ADDR"]
 
 
+def test_an_agent_gives_torchruns_environment_to_the_processes_that_it_starts() -> None:
+    """The API server keeps track of each variable of each pod, so what an agent sets itself is not in the pod."""
+    own, elsewhere = env(worker(1)), env(worker(1, script={"path": "/app/train.py"}, image="team/app:1"))
+    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "PET_NNODES"} & set(own)
+    assert json.loads(own["HEADRACE_AGENT"])["coordinator"] == elsewhere["MASTER_ADDR"]
+
+
 def test_rank_0_has_the_name_that_the_others_look_for() -> None:
     rank_0, service = worker(0), builders.service(job())
     host = f"{rank_0['spec']['hostname']}.{rank_0['spec']['subdomain']}.team.svc.cluster.local"
-    assert env(worker(1))["MASTER_ADDR"] == host
+    assert json.loads(env(worker(1))["HEADRACE_AGENT"])["coordinator"] == host
     assert service["metadata"]["name"] == rank_0["spec"]["subdomain"]
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
@@ -50,7 +57,7 @@ def test_rank_0_has_the_name_that_the_others_look_for() -> None:
 
 def test_a_lone_worker_needs_no_name() -> None:
     made = worker(numWorkers=1)
-    assert env(made)["MASTER_ADDR"] == "127.0.0.1"
+    assert json.loads(env(made)["HEADRACE_AGENT"])["coordinator"] == "127.0.0.1"
     assert "subdomain" not in made["spec"]
     assert "topologySpreadConstraints" not in made["spec"]
 
@@ -65,7 +72,7 @@ def test_several_gpus_per_worker_start_one_process_each() -> None:
     assert container(elsewhere)["command"][:3] == ["python", "-m", "torch.distributed.run"]
     assert "RANK" not in env(elsewhere)
     assert "HEADRACE_AGENT" not in env(elsewhere)
-    assert env(made)["PET_NPROC_PER_NODE"] == "4"
+    assert env(elsewhere)["PET_NPROC_PER_NODE"] == "4"
     assert made["metadata"]["labels"]["headrace.dev/rank"] == "4"
     assert container(made)["resources"]["limits"] == {"nvidia.com/gpu": "4"}
     assert made["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-L4"}

@@ -36,6 +36,9 @@ from headrace.api.schema import KindInfo
 
 logger = logging.getLogger(__name__)
 
+LONGEST_BATCH = 2.0
+"""Seconds for which a child's event is held back at most, while the API server is slow to answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class ManagerOptions:
@@ -45,7 +48,8 @@ class ManagerOptions:
         workers: Reconciles of one kind at a time.
         concurrency: Writes under way at once.
         resync: Seconds between two looks at a resource that nothing happens to.
-        batch: Seconds for which a child's event is held back, so that those that follow join it.
+        batch: Seconds for which a child's event is held back, so that those that follow join it; longer while the API
+            server is slow.
         drain: Seconds that reconciles under way have to finish when the process stops.
         identity: Name of this process in Events.
     """
@@ -208,7 +212,8 @@ class Manager:
             return
         unit = self._units.get((_group(owner.api_version), owner.kind))
         if unit is not None and owner.key in unit.store:
-            unit.queue.add_after(owner.key, self.options.batch)
+            # What a busy API server has still to say about the group comes later, and is then looked at together.
+            unit.queue.add_after(owner.key, max(self.options.batch, min(5 * self._client.latency, LONGEST_BATCH)))
 
     def _shared_changed(self, store: ObjectStore, key: Key, _: Owner | None) -> None:
         if key in store:

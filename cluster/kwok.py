@@ -116,8 +116,8 @@ def simulated_nodes(plane: ControlPlane, count: int) -> Iterator[dict[str, int]]
     pids: dict[str, int] = {}
     with ExitStack() as stack:
 
-        def serve(name: str, port: int, scheme: str, flags: Sequence[str | Path]) -> None:
-            server = Server([tool(name), *flags], plane.folder / f"{name}.log")
+        def serve(name: str, port: int, scheme: str, flags: Sequence[str | Path], **environment: str) -> None:
+            server = Server([tool(name), *flags], plane.folder / f"{name}.log", environment)
             stack.callback(server.stop)
             pids[name] = server.pid
             if scheme == "http":
@@ -159,10 +159,13 @@ def simulated_nodes(plane: ControlPlane, count: int) -> Iterator[dict[str, int]]
                 kubeconfig,
                 f"--config={stages}",
                 "--node-lease-duration-seconds=40",
+                "--v=ERROR",
                 "--manage-all-nodes=false",
                 "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
                 f"--server-address=127.0.0.1:{kwok_port}",
             ],
+            # It stands for machines elsewhere: what it takes of this one is to be little. Less work for its collector.
+            GOGC="400",
         )
         nodes = {"apiVersion": "v1", "kind": "List", "items": [node(number) for number in range(count)]}
         kubectl: list[str | Path] = [tool("kubectl"), "--kubeconfig", plane.kubeconfig]

@@ -26,10 +26,13 @@ from controllers.runtime.podstate import (
     phase,
 )
 from controllers.trainingjob.names import WORKER, runs_agents
-from controllers.trainingjob.run import Run, names
+from controllers.trainingjob.run import Run, condition_of, names
+from headrace.api.trainingjob import TrainingJobStatus
 
 SETTLING = timedelta(seconds=3)
 """After the first failure of a group, time for the others' ends to be told, so that the cause is among them."""
+OUT_OF_REACH = timedelta(seconds=60)
+"""Time that the agents wait for one whose pod runs before the pod is replaced."""
 EX_CONFIG = 78
 GATE_NOT_MET = 79
 HUNG = 124
@@ -101,7 +104,13 @@ def lost_workers(run: Run) -> list[tuple[Manifest, Verdict]]:
     """Pods that are lost while the agents of the others wait for a replacement, each with what became of it."""
     if not runs_agents(run.job) or any(phase(pod) == "Succeeded" for pod in run.present):
         return []
-    rules = (_deleted, _disrupted, partial(_on_lost_node, run), partial(_told_to_stop, run))
+    rules = (
+        _deleted,
+        _disrupted,
+        partial(_on_lost_node, run),
+        partial(_told_to_stop, run),
+        partial(_out_of_reach, run),
+    )
     found: list[tuple[Manifest, Verdict]] = []
     for pod in run.present:
         verdict = next((verdict for rule in rules if (verdict := rule(pod)) is not None), None)
@@ -120,6 +129,21 @@ def _told_to_stop(run: Run, pod: Manifest) -> Verdict | None:
     if SIGTERM not in codes or settling(run) is not None:
         return None
     return Verdict(Outcome.LOST, "WorkerInterrupted", f"pod {name_of(pod)} was told to stop (SIGTERM)")
+
+
+def _out_of_reach(run: Run, pod: Manifest) -> Verdict | None:
+    """It runs, and the others have waited for it in vain: its network is cut, or its node is frozen."""
+    group, waiting = run.group, condition_of(run.job.status or TrainingJobStatus(), "Restarting")
+    if group is None or waiting is None or waiting.status != "True" or phase(pod) != "Running":
+        return None
+    started = moment(pod["metadata"].get("creationTimestamp"))
+    since = max(waiting.last_transition_time, started or waiting.last_transition_time)
+    if name_of(pod) not in {run.name(index) for index in group.missing} or run.now - since < OUT_OF_REACH:
+        return None
+    seconds = OUT_OF_REACH.total_seconds()
+    return Verdict(
+        Outcome.LOST, "WorkerUnreachable", f"pod {name_of(pod)} runs and has not reached worker 0 for {seconds:g} s"
+    )
 
 
 def every_worker_succeeded(run: Run) -> Verdict | None:

@@ -116,6 +116,8 @@ RULES: tuple[Callable[[Run], Problem | None], ...] = (
 def look_again(run: Run) -> timedelta | None:
     """When something may be so without any pod saying it: nodes wake nobody."""
     after: list[timedelta] = [verdict] if (verdict := settling(run)) is not None else []
+    if run.group is not None and run.group.missing:
+        after.append(timedelta(seconds=20))  # Whether one of them is out of reach is decided by time.
     if (left := time_for_the_rest(run)) is not None:
         after.append(max(left, timedelta(0)))
     for pod in run.present:

@@ -2,7 +2,7 @@
 
 `Ready` is the summary; `Scheduled` and `Running` say how far the current attempt is; `Restarting` holds from the end of
 one attempt to the start of the next; `Succeeded` and `Failed` end the job. `Stalled` (kstatus: will not go on by
-itself) and `ReportMalformed` are there only while they hold.
+itself), `Straggler` and `ReportMalformed` are there only while they hold.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def going_on(run: Run, settings: Settings, known: Problem | None = None) -> Stat
     report, malformed = _report(run)
     if malformed is not None:
         wanted.append(Wanted("ReportMalformed", True, "MalformedReport", malformed))
+    wanted += _stragglers(run)
     ready = sum(is_ready(pod) for pod in run.present)
     figures: dict[str, Any] = {
         "attempt": run.attempt,
@@ -83,6 +84,23 @@ def _between_rounds(run: Run) -> Problem | None:
     return Problem(
         group.reason, f"{group.message}; the training processes are being started again in their pods{waits}"
     )
+
+
+def _stragglers(run: Run) -> list[Wanted]:
+    """Who holds the others up, with where it runs."""
+    slow = run.group.stragglers if run.group and run.group.state == "Running" else {}
+    places = {place.pod: place for place in _places(run)}
+    said: list[str] = []
+    for index, times in slow.items():
+        name = run.name(int(index))
+        place = places.get(name)
+        where = f"node {place.node}{f' in zone {place.zone}' if place.zone else ''}" if place else "an unknown node"
+        rank = f"rank {place.rank}, " if place else ""
+        said.append(f"pod {name} ({rank}{where}) takes about {times:g} times as long as the others for its own work")
+    if not said:
+        return []
+    remedy = "all wait for it at every step: look at what else runs on the node, at its clock rate, and at its data"
+    return [Wanted("Straggler", True, "WorkerSlow", f"{'; '.join(said)}; {remedy}")]
 
 
 def _last_restart(run: Run) -> LastRestart | None:

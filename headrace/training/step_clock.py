@@ -107,6 +107,18 @@ class StepClock:
         communication = min(total - data, self._communication())
         return Split(total, data, communication, total - data - communication)
 
+    def own_work(self) -> float | None:
+        """Seconds of a step that this process works itself, waiting for nobody but its data; None where not known.
+
+        Of the whole step all workers take the same time, since each waits for the slowest: this tells which that is.
+        """
+        split = self.split()
+        if self._ddp is None or split is None:
+            return None
+        measured = self._ddp._get_ddp_logging_data()
+        computed = measured.get("forward_compute_time", 0) + measured.get("backward_compute_time", 0)
+        return split.data + computed / 1e9 if computed else None
+
     def _mark(self, now: float) -> None:
         self._marks.append(_Mark(now, self._steps, self._data, self._paused))
         self._next_mark = now + RESOLUTION

@@ -65,6 +65,7 @@ class BeatWriter:
     def computed(self, seconds: float) -> None:
         """The own work of a step took so long."""
         before = self._last.compute
+        # Told about twice a second: half of it is from the last 3 s.
         self._last = self._last._replace(compute=seconds if not before else 0.9 * before + 0.1 * seconds)
         self._write()
 

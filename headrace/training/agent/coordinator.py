@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from statistics import median
 from typing import Any
 
 from headrace.training.agent.causes import EXIT_HUNG, Cause, Failure, first_cause
@@ -27,7 +28,7 @@ SETTLING = 0.3
 """Seconds after the first failure of a round in which other failures may turn out to be the cause."""
 SILENT = 10.0
 """Seconds without a word after which an agent counts as not answering, where something is wrong anyway."""
-LONGEST_STOP = 30.0
+LONGEST_STOP = 25.0
 """Seconds for an agent to end its processes; then it is given up and waited for anew."""
 ELASTIC_WAIT = 5.0
 """Seconds that an elastic job waits for further workers once it has enough and nobody came or went."""
@@ -36,6 +37,10 @@ FIRST_WAIT = 30.0
 CONFIRM_HANG = 1.0
 """Seconds between the first sign of a hang and the verdict, so that everybody's newest word is in."""
 LONGEST_BACKOFF = 60.0
+SLOW = 1.5
+"""Own work of a step, as a multiple of the median, from which on a worker is a straggler."""
+SLOW_FOR = 20.0
+"""Seconds that it has to be slow."""
 JOIN_AFTER = 15.0
 """Seconds that a round of an elastic job has at least before it is ended to take a newcomer in."""
 
@@ -113,6 +118,9 @@ class Coordinator:
         self.order: list[int] = []
         self.recovered: float | None = None
         """Seconds from the end of the previous round's steps to the first step of this one, once it came."""
+        self.stragglers: dict[int, float] = {}
+        """Workers that hold the others up, and how many times the median their own work of a step takes."""
+        self._slow_since: dict[int, float] = {}
         self._failures: list[Failure] = []
         self._pending: Cause | None = None
         self._since = now
@@ -213,6 +221,7 @@ class Coordinator:
                 self._lost(member, now)
         if self.phase is Phase.RUNNING:
             self._look_for_hang(now)
+            self._look_for_stragglers(now)
             if self._settings.elastic and now - self._since >= JOIN_AFTER and self._newcomers():
                 who = ", ".join(str(member.index) for member in self._newcomers())
                 self._stop(Cause("WorkersJoined", f"worker {who} joins"), now, grace=True)
@@ -273,6 +282,7 @@ class Coordinator:
         self.phase, self._since = Phase.RUNNING, now
         self._failures, self._pending, self._hang_since = [], None, None
         self.recovered = None
+        self.stragglers, self._slow_since = {}, {}
         for position, index in enumerate(self.order):
             member = self.members[index]
             member.state, member.beats = "running", []
@@ -387,6 +397,25 @@ class Coordinator:
         else:
             message = f"{since}: all ranks are at step {min(steps)}; {hint}"
         return Cause("WorkerHung", message, True, False, index, EXIT_HUNG)
+
+    def _look_for_stragglers(self, now: float) -> None:
+        """Whose own work takes longer than the others', for long enough; a worker is as slow as its slowest process."""
+        work = {
+            index: max((float(beat.get("compute", 0)) for beat in self.members[index].beats), default=0.0)
+            for index in self.order
+            if index in self.members
+        }
+        if len(work) < 2 or not all(work.values()):
+            return
+        usual = median(work.values())
+        slow = {index: seconds / usual for index, seconds in work.items() if seconds > SLOW * usual}
+        self._slow_since = {index: self._slow_since.get(index, now) for index in slow}
+        # In steps, so that noise is no news.
+        self.stragglers = {
+            index: max(SLOW, float(round(times)) if times >= 2 else SLOW)
+            for index, times in slow.items()
+            if now - self._slow_since[index] >= SLOW_FOR
+        }
 
     def _look_for_recovery(self, now: float) -> None:
         if self._failed_at is None or self.phase is not Phase.RUNNING:

@@ -31,6 +31,8 @@ BEAT_MESSAGE = 1.0
 CONNECT = 2.0
 LONGEST_PAUSE = 0.5
 """Seconds between two tries to reach worker 0."""
+SILENCE = 30.0
+"""Seconds without a word of worker 0, which sends one every 5 s, after which the connection is made anew."""
 ALONE = 900.0
 """Seconds without worker 0, and without a process that runs, after which the agent gives up."""
 ALONE_DONE = 60.0
@@ -161,9 +163,9 @@ class Agent:
             self._writer = writer
             self._say(self._hello())
             try:
-                while (message := await receive(reader)) is not None:
+                while (message := await asyncio.wait_for(receive(reader), SILENCE)) is not None:
                     self._told(message)
-            except (OSError, ProtocolError) as error:
+            except (OSError, TimeoutError, ProtocolError) as error:
                 logger.info("the connection to worker 0 broke: %r", error)
             self._writer = None
             writer.close()
@@ -330,6 +332,8 @@ class Agent:
             facts["order"] = coordinator.order[:64]
         if coordinator.phase is Phase.GATHERING and coordinator.round >= self._settings.attempt:
             facts["missing"] = coordinator.missing()[:16]
+        if coordinator.stragglers:
+            facts["stragglers"] = {str(index): times for index, times in sorted(coordinator.stragglers.items())[:16]}
         if coordinator.last is not None:
             facts["reason"], facts["message"] = coordinator.last.reason, coordinator.last.message[:600]
         if coordinator.recovered is not None:

@@ -228,6 +228,21 @@ def test_one_late_word_is_no_hang() -> None:
     assert group.phase() is Phase.RUNNING
 
 
+def test_who_holds_the_others_up_is_named_after_a_while() -> None:
+    group = Group().join(0, 1, 2)
+    for _ in range(30):
+        for index, seconds in enumerate([0.1, 0.3, 0.11]):
+            group.say(index, "beats", beats=[{"rank": index, "steps": 5, "compute": seconds}])
+        group.wait(1)
+        if group.now < 1015:
+            assert not group.coordinator.stragglers, "a moment is nothing"
+    assert group.coordinator.stragglers == {1: 3.0}
+    for index in range(3):
+        group.say(index, "beats", beats=[{"rank": index, "steps": 5, "compute": 0.1}])
+    group.wait(1)
+    assert not group.coordinator.stragglers
+
+
 def test_the_time_that_a_failure_cost_is_told() -> None:
     group = Group().join(0, 1, 2)
     group.fail(1).wait(4)

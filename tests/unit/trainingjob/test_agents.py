@@ -197,6 +197,25 @@ def test_a_report_that_is_none_disturbs_nothing() -> None:
     assert timedelta(0) <= (plan.requeue_after or timedelta(0))
 
 
+def test_a_straggler_is_named_with_its_place() -> None:
+    plan = planned(under_way(), three(stragglers={"2": 3.0}))
+    message = condition(plan, "Straggler")["message"]
+    assert "digits-worker-2 (rank 2, node node-c in zone c) takes about 3 times as long" in message
+    assert [event.reason for event in plan.events] == ["WorkerSlow"]
+    after = planned(with_status(JOB, plan.status), three())
+    assert after.status is not None
+    assert "Straggler" not in [item["type"] for item in after.status["conditions"]]
+
+
+def test_a_worker_that_does_not_reach_the_others_is_replaced() -> None:
+    pods = three(state="Gathering", missing=[2], reason="WorkerHung", message="worker 2 does not answer")
+    waiting = with_status(JOB, planned(under_way(), pods).status)
+    assert not planned(waiting, pods, later=50).deletes
+    plan = planned(waiting, pods, later=61)
+    assert [item.key.name for item in plan.deletes] == ["digits-worker-2"]
+    assert condition(plan, "Ready")["reason"] == "WorkerUnreachable"
+
+
 ELASTIC = {"numWorkers": 3, "minWorkers": 2, "maxWorkers": 4}
 
 

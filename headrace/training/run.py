@@ -89,6 +89,7 @@ class Run:
         self.environment = environment
         self._link = link or Link({})
         self._steps = 0
+        self._worked = -REPORT_RESOLUTION
         self.group = group
         self.device = group.device
         self.backend = group.backend
@@ -162,12 +163,21 @@ class Run:
         self._report.update(figures, loss, samples * self.world_size, metrics, model_uri)
         if step is not None:
             self.observer.step(step)
+            self._tell_own_work()
         if self._reporter is not None and time.monotonic() - self._reported >= REPORT_RESOLUTION:
             self.flush()
         if metrics:
             self._weigh(metrics)
         if self.must_stop:
             raise Interrupted
+
+    def _tell_own_work(self) -> None:
+        now = time.monotonic()
+        if now - self._worked >= REPORT_RESOLUTION:
+            self._worked = now
+            own = self.observer.clock.own_work()
+            if own is not None:
+                self._link.computed(own)
 
     def beat(self, step: int | None = None) -> None:
         """Say that this worker is alive and has finished `step`, without a report; costs a microsecond.

@@ -169,7 +169,7 @@ class Keeper:
         every: Seconds between two writes.
     """
 
-    def __init__(self, goodput: Goodput, store: Store, every: float = WRITE_EVERY) -> None:
+    def __init__(self, goodput: Goodput, store: Store, every: float) -> None:
         self._goodput, self._store, self._every = goodput, store, every
         self._ended = threading.Event()
         self._failed = False
@@ -190,6 +190,7 @@ class Keeper:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        self._write()  # the next session then knows when the first one began
         while not self._ended.wait(self._every):
             self._write()
         self._write()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headrace.storage import Store
+from headrace.training import goodput
 from headrace.training.checkpoint import Checkpoints
 from headrace.training.environment import Environment
 from headrace.training.event_log import EventLog
@@ -63,7 +64,7 @@ class Observer:
             if exporter.serve(environment.metrics_port + environment.local_rank):
                 self._exporter = exporter
         if storage is not None and environment.rank == 0 and environment.job:
-            self._keeper = Keeper(self.goodput, storage)
+            self._keeper = Keeper(self.goodput, storage, goodput.WRITE_EVERY)
             self._keeper.start()
             self._events = EventLog(storage.folder(f"tensorboard/attempt-{environment.attempt}"))
 

@@ -102,6 +102,9 @@ import urllib.request
 import torch
 from torch.nn.parallel import DistributedDataParallel
 import headrace.training
+import headrace.training.goodput
+
+headrace.training.goodput.WRITE_EVERY = 0.2
 
 def slow(batches):
     for batch in batches:

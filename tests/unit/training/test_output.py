@@ -12,8 +12,9 @@ import pytest
 
 from headrace.api.trainingjob import Evaluation, Registry
 from headrace.storage import Store
+from headrace.training.agent.causes import Failure, first_cause
 from headrace.training.environment import Environment
-from headrace.training.errors import GateNotMet
+from headrace.training.errors import EXIT_GATE_NOT_MET, GateNotMet
 from headrace.training.export import Layer, classifier_to_onnx
 from headrace.training.model_card import data_version, git_commit, signature
 from headrace.training.output import check, publish, unknown_metric
@@ -108,3 +109,9 @@ def test_the_server_is_asked_again_while_it_does_not_answer() -> None:
     with pytest.raises(RegistryError, match="no answer"):
         Client("http://127.0.0.1:1", {}, waited.append).experiment("x")
     assert waited == [1, 2, 4]
+
+
+def test_the_agents_end_the_job_for_a_model_that_misses_its_gate() -> None:
+    cause = first_cause([Failure(0, 0, EXIT_GATE_NOT_MET, "evaluation: accuracy is 0.91, at least 0.95 is asked for")])
+    assert (cause.reason, cause.fatal, cause.code) == ("GateNotMet", True, 79)
+    assert cause.message.startswith("evaluation: accuracy is 0.91")

@@ -102,6 +102,10 @@ def test_an_attempt_goes_on(pods: list[Manifest]) -> None:
             Outcome.OWN_FAULT, "ScriptNotCloned", "fatal: unable to access", id="git unreachable",
         ),
         pytest.param(
+            three(lambda item: ended(item, 79, message="error: evaluation: accuracy is 0.91, at least 0.95 is")),
+            Outcome.FAILED, "GateNotMet", "accuracy is 0.91, at least 0.95", id="model not good enough",
+        ),
+        pytest.param(
             three(lambda item: ended(item, 78, message="dataset.labelColumn: no column 'y'")), Outcome.FAILED,
             "InvalidConfiguration", "no column 'y'", id="configuration",
         ),

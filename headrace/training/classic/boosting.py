@@ -89,13 +89,15 @@ def train(
         state = run.checkpoints.restore({"booster": snapshot}, mark) or {}
         previous = snapshot.get_bytes(MODEL) if state else None
         library = _xgboost if trainer.library == "XGBoost" else _lightgbm
+        started = time.monotonic()
         with library(run, trainer, part, classes, previous) as booster:
             best = Best(*state.get("best", ()))
             if booster.rounds() < trainer.rounds and not (state.get("last") and trainer.early_stopping_rounds):
                 booster.train(trainer.rounds, _Progress(run, trainer, booster, best, len(part.train)))
+            seconds = time.monotonic() - started
             if trainer.early_stopping_rounds is not None:
                 booster.keep(best.round)
-        return _finish(run, trainer, part, booster, classes)
+        return _finish(run, trainer, part, booster, classes, seconds)
 
 
 def count_classes(run: Run, trainer: BoostingTrainer, part: Part) -> int:
@@ -167,7 +169,9 @@ class _Progress:
         run.checkpoints.save(self._done, {"booster": snapshot}, best=best, last=last)
 
 
-def _finish(run: Run, trainer: BoostingTrainer, part: Part, booster: Booster, classes: int) -> dict[str, float]:
+def _finish(
+    run: Run, trainer: BoostingTrainer, part: Part, booster: Booster, classes: int, seconds: float
+) -> dict[str, float]:
     predictions = booster.predict(part.test.features)
     if classes == 1:
         metrics = results.regression_metrics(run, part.test.labels, predictions)
@@ -185,6 +189,7 @@ def _finish(run: Run, trainer: BoostingTrainer, part: Part, booster: Booster, cl
         "classes": classes,
         "features": list(part.columns),
         "library": trainer.library,
+        "seconds": round(seconds, 3),
     }
     results.publish(run, trainer, files, metrics, facts)
     return metrics

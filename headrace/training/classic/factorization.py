@@ -74,9 +74,10 @@ def train(
     told = Environment.read()
     known, judged, digest = patiently(lambda: read(trainer, told.rank, told.world_size))
     with session(storage_uri, sink, told) as run:
+        started = time.monotonic()
         work = _Work.prepare(run, trainer, known, judged)
         factors = _iterate(run, trainer, work, digest)
-        return _finish(run, trainer, work, *factors)
+        return _finish(run, trainer, work, *factors, time.monotonic() - started)
 
 
 def read(trainer: MatrixFactorizationTrainer, rank: int, world_size: int) -> tuple[Triples, Triples, str]:
@@ -263,7 +264,7 @@ def objective(run: Run, trainer: MatrixFactorizationTrainer, work: _Work, users:
 
 
 def _finish(
-    run: Run, trainer: MatrixFactorizationTrainer, work: _Work, users: Factors, items: Factors
+    run: Run, trainer: MatrixFactorizationTrainer, work: _Work, users: Factors, items: Factors, seconds: float
 ) -> dict[str, float]:
     from safetensors.numpy import save
 
@@ -286,6 +287,7 @@ def _finish(
         "users": len(work.user_ids),
         "items": len(work.item_ids),
         "testRatingsOfUnknownUsersOrItems": work.cold,
+        "seconds": round(seconds, 3),
     }
     results.publish(run, trainer, {MODEL_FILE: save(tensors)}, metrics, facts)
     return metrics

@@ -105,8 +105,8 @@ class Goodput:
             now, account, earlier = self._clock(), self._account, self._earlier
             if self._begun is not None:
                 return
-            if earlier is None:
-                account.startup = now - self._started
+            if earlier is None or not earlier.get("begun", True):
+                account.startup = now - account.since
             else:
                 last = min(float(earlier["lastStep"]), now)
                 hang = max(0.0, float(earlier["at"]) - last)
@@ -149,12 +149,15 @@ class Goodput:
     def record(self) -> dict[str, Any]:
         """For the next session."""
         with self._lock:
+            if self._begun is None and self._earlier is not None:
+                return dict(self._earlier)  # nothing to add, and the way back goes on
             account, now = self._account, self._clock()
             step = (self._last_step - self._begun) / self._steps if self._begun and self._steps else 0.0
             return {
                 **asdict_camel(account),
                 "at": now,
                 "runId": self._run_id,
+                "begun": self._begun is not None,
                 "lastStep": self._last_step,
                 "step": step,
             }

@@ -81,6 +81,26 @@ def test_a_hang_is_told_from_the_restart_after_it() -> None:
     assert second.content()["restart"] == 10
 
 
+def test_sessions_that_never_trained_belong_to_the_start_or_the_way_back() -> None:
+    clock = Clock()
+    record = Goodput("a", clock).record()  # killed while it waited for the others
+    clock.tick(30)
+    first = Goodput("a", clock)
+    first.take_over(record)
+    clock.tick(2)
+    first.begin(None)
+    steps(first, clock, 10)
+    record = first.record()
+    for _ in range(2):
+        clock.tick(20)
+        lost = Goodput("a", clock)
+        lost.take_over(record)
+        record = lost.record()
+    lost.begin(10)
+    content = lost.content()
+    assert (content["startup"], content["useful"], content["restart"], content["lostSteps"]) == (32, 10, 40, 0)
+
+
 def test_a_checkpoint_that_is_not_found_again_costs_everything() -> None:
     clock = Clock()
     first = Goodput("a", clock)

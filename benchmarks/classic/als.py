@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ RATINGS, TIMES = 100_000, 3
 
 def main() -> None:
     """Write the figures."""
-    found = {"machine": machine(), "explicit": [], "implicit": [], "settings": [EXPLICIT, IMPLICIT]}
+    found: dict[str, Any] = {"machine": machine(), "explicit": [], "implicit": [], "settings": [EXPLICIT, IMPLICIT]}
     common = {"uri": "file:///data/ratings.parquet"}
     with tempfile.TemporaryDirectory(dir="/data") as folder:
         for index in range(TIMES):

@@ -198,8 +198,7 @@ class Coordinator:
         kind, current = message["type"], message.get("round") == self.round
         if kind == "beats" and current:
             beats = message.get("beats")
-            member.beats = beats if isinstance(beats, list) else []
-            self._look_for_recovery(now)
+            member.beats = [beat for beat in beats if isinstance(beat, dict)] if isinstance(beats, list) else []
         elif kind == "failed" and current:
             member.state = "failed"
             self._failed(Failure.parse(index, message.get("failure"), now), now)
@@ -220,8 +219,9 @@ class Coordinator:
             if not member.connected and now - member.lost_at >= GRACE:
                 self._lost(member, now)
         if self.phase is Phase.RUNNING:
-            self._look_for_hang(now)
+            self._look_for_recovery(now)
             self._look_for_stragglers(now)
+            self._look_for_hang(now)
             if self._settings.elastic and now - self._since >= JOIN_AFTER and self._newcomers():
                 who = ", ".join(str(member.index) for member in self._newcomers())
                 self._stop(Cause("WorkersJoined", f"worker {who} joins"), now, grace=True)

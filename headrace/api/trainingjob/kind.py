@@ -33,7 +33,7 @@ class TrainingJob(Resource):
             Column("Epoch", ".status.progress.epoch", "integer"),
             Column("Loss", ".status.progress.loss"),
             Column("Samples/s", ".status.progress.throughput", priority=1),
-            Column("Servers", ".status.servers.summary", priority=1, description="Parameter servers that answer, of all"),
+            Column("Servers", ".status.servers.summary", priority=1, description="Servers that answer, of all"),
             Column("Restarts", ".status.restarts", "integer", priority=1),
             Column("Model", ".status.modelUri", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),

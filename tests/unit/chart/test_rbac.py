@@ -94,14 +94,14 @@ def test_pods_are_never_changed() -> None:
     }
 
 
-def test_resources_are_read_and_only_their_status_is_written() -> None:
+def test_of_resources_only_the_status_is_written() -> None:
     rights = {(resource, verb) for group, resource, verb, _ in grants(RULES) if group == "headrace.dev"}
     assert rights == {
         (f"{kind}{suffix}", verb)
         for kind in ("trainingjobs", "inferenceservices")
         for suffix, verbs in (("", ("list", "watch")), ("/status", ("update",)), ("/finalizers", ("update",)))
         for verb in verbs
-    }
+    } | {("trainingjobs", "delete")}  # ttlSecondsAfterFinished
 
 
 TYPES: dict[str, ObjectType] = {name: value for name, value in vars(objects).items() if isinstance(value, ObjectType)}

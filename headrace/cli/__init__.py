@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from headrace.cli import cluster, crds
+from headrace.cli import cluster, crds, training
 
-COMMANDS = (cluster, crds)
+COMMANDS = (cluster, crds, training)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

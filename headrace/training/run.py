@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace.reporting import Reporter, pod_reporter
 from headrace.storage import StorageError, StorageFull, Store, patiently
@@ -44,8 +44,12 @@ from headrace.training.interruption import GRACE, Interruption
 from headrace.training.observer import Observer
 from headrace.training.parquet import ParquetRows
 from headrace.training.process_group import Group, broadcast_bytes, join, leave
+from headrace.training.profile import Profiler
 from headrace.training.progress import Report
 from headrace.training.stream import Stream
+
+if TYPE_CHECKING:
+    from headrace.training.parameter_server.client import Client
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Run:
         storage: Folder of the run; None where none is given.
         checkpoints: Saves and restores models and optimizers.
         observer: What is measured of this worker.
+        profiler: Profiles steps when somebody asks.
         weighed: Whether a metric was compared with spec.evaluation.
     """
 
@@ -98,16 +103,29 @@ class Run:
         self._interruption = interruption
         self._report = Report(environment.attempt, group.backend)
         self._started = time.time()
+        self.profiler = Profiler(environment.rank, environment.attempt, storage)
         self.weighed = False
         self.observer = Observer(environment, group.device, storage, self._report, lambda: self.checkpoints)
         self._reported = -REPORT_RESOLUTION
+        self._clients: list[Client] = []
         folder = None
-        if self.storage is not None:
+        served = environment.topology.type == "ParameterServer"
+        if served:
+            # The servers save the model; each worker for itself has nothing to save.
+            environment = replace(environment, rank=0, world_size=1)
+        if self.storage is not None and not served:
             owner = Owner(environment.run_id, attempt=environment.attempt, session=session)
             folder = CheckpointFolder(
                 self.storage.folder("checkpoints"), owner, environment.checkpoint_keep, environment.checkpoint.best
             )
-        self.checkpoints = Checkpoints(folder, environment, group, lambda: interruption.requested, self._begin, lambda: self.observer.goodput.useful)
+        self.checkpoints = Checkpoints(
+            folder,
+            environment,
+            group,
+            lambda: interruption.requested,
+            self._begin,
+            lambda: self.observer.goodput.useful,
+        )
 
     @property
     def rank(self) -> int:
@@ -163,6 +181,7 @@ class Run:
         self._report.update(figures, loss, samples * self.world_size, metrics, model_uri)
         if step is not None:
             self.observer.step(step)
+            self.profiler.step(step)
             self._tell_own_work()
         if self._reporter is not None and time.monotonic() - self._reported >= REPORT_RESOLUTION:
             self.flush()
@@ -192,6 +211,30 @@ class Run:
         if self._reporter is not None:
             self._reported = time.monotonic()
             self._reporter.report(self._report.content() | self.observer.content())
+
+    def parameter_server(self, model: Any, learning_rate: float, fingerprint: str = "") -> Client:
+        """Take part in a run of topology ParameterServer; see `headrace.training.parameter_server.client`.
+
+        Args:
+            model: The torch module that is trained.
+            learning_rate: Step size of the servers' optimizer.
+            fingerprint: Of the settings that the weights depend on: a checkpoint with another one is not used.
+
+        Raises:
+            ConfigurationError: the run has no servers, or they refuse this worker.
+            ServerLost: a server is not there.
+        """
+        from headrace.training.parameter_server.client import join
+
+        client = join(self.environment, model, learning_rate, fingerprint, lambda: self.interrupted)
+        self._clients.append(client)
+        self._begin(client.step or None)
+        return client
+
+    def close(self) -> None:
+        """Leave the servers, where there are some."""
+        for client in self._clients:
+            client.close()
 
     def publish(
         self,
@@ -349,6 +392,8 @@ def session(
                 stack.callback(leave)
             reporter = _reporter(sink, link) if told.rank == 0 else None
             run = Run(told, group, storage, reporter, interruption, _session_id(told, group), link)
+            stack.callback(run.close)
+            stack.enter_context(run.profiler)
             try:
                 yield run
                 run.checkpoints.wait()

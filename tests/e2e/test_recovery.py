@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.kubectl import Kube, Manifest, condition, is_true, wait_for
-from tests.e2e.resources import script_job
+from tests.e2e.resources import script_job, training_job
 
 RECOVERY = 15.0
 """Seconds from a kill to the next step, with the image present."""
@@ -60,3 +60,27 @@ def test_kills_and_a_pause_cost_seconds_and_no_step(kube: Kube) -> None:
     assert "as one uninterrupted run gives" in kube.run("logs", "hurt-worker-0")
     assert kube.get("pod", "hurt-worker-2")["metadata"]["uid"] == stays, "its pod outlived all of it"
     assert {"Recovered", "WorkerHung", "WorkerFailed"} <= kube.events("hurt")
+
+
+def test_a_job_is_scaled_while_it_trains(kube: Kube) -> None:
+    kube.apply(
+        training_job("stretch", workers=2, epochs=400, minWorkers=1, maxWorkers=3, checkpoint={"interval": "2s"})
+    )
+
+    def status() -> Manifest:
+        found: Manifest = kube.get("trainingjob", "stretch").get("status", {})
+        return found
+
+    wait_for("training is under way", lambda: status().get("progress", {}).get("epoch", 0) >= 5, seconds=90)
+    stay = {pod["metadata"]["uid"] for pod in kube.list("pods", "app.kubernetes.io/instance=stretch")}
+    kube.run("scale", "trainingjob/stretch", "--replicas=3")
+    wait_for(
+        "the third worker takes part",
+        lambda: (status().get("lastRestart") or {}).get("reason") == "WorkersJoined",
+        seconds=90,
+    )
+    assert stay < {pod["metadata"]["uid"] for pod in kube.list("pods", "app.kubernetes.io/instance=stretch")}
+    assert status()["restarts"] == 0
+    wait_for("the run ends", lambda: is_true(kube.get("trainingjob", "stretch"), "Succeeded"), seconds=180)
+    assert status()["workers"]["succeeded"] == 3
+    assert float(status()["metrics"]["accuracy"]) > 0.94

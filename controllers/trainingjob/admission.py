@@ -84,7 +84,7 @@ def _children(job: TrainingJob) -> list[Reference]:
             Reference(POD, _key(job, server_name(name, 0))),
             Reference(POD, _key(job, worker_name(name, 0))),
         ]
-    service = [Reference(SERVICE, _key(job, service_name(name)))] if job.spec.num_workers > 1 else []
+    service = [Reference(SERVICE, _key(job, service_name(name)))] if job.spec.most_workers > 1 else []
     return [*service, Reference(POD, _key(job, worker_name(name, 0)))]
 
 

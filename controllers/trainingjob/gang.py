@@ -40,7 +40,7 @@ class GangAPI:
 
     def manifest(self, job: TrainingJob) -> Manifest:
         """The object that stands for the job's workers."""
-        policy = {"gang": {"minCount": job.spec.num_workers}}
+        policy = {"gang": {"minCount": job.spec.min_workers or job.spec.num_workers}}
         spec: Manifest = {"schedulingPolicy": policy}
         if self._is_workload:
             controller = {"apiGroup": job.info.group, "kind": job.info.kind, "name": job.metadata.name}

@@ -92,7 +92,8 @@ def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
         trouble: Why it is not well, where that is known already.
     """
     job, before = run.job, run.job.status
-    missing = [index for index, pod in enumerate(run.workers) if pod is None]
+    pause = pause_before_replacing(run)
+    missing = [index for index, pod in enumerate(run.workers) if pod is None and not pause]
     lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in run.present)
     default_storage = job.spec.storage is None or job.spec.storage.secret_ref is None
     # Workers that run report with the account's rights, so it is looked at always. The Secret cannot be watched.
@@ -125,7 +126,7 @@ def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
         applies.append(Apply(POD, gang.member(job, pod, native, run.pod_attempt)))
 
     new = status.going_on(run, settings, trouble)
-    again = look_again(run)
+    again = min((after for after in (look_again(run), pause) if after), default=None)
     hold = status.may_wait(run, new)
     if hold is not None:
         return Plan(applies=applies, requeue_after=min(hold, again or hold))
@@ -200,6 +201,16 @@ def remaining_pause(run: Run) -> timedelta | None:
     if run.present or restarting is None or restarting.status != "True":
         return None
     left = restarting.last_transition_time + backoff(restarting.reason, run.attempt, run.restarts) - run.now
+    return left if left > timedelta(0) else None
+
+
+def pause_before_replacing(run: Run) -> timedelta | None:
+    """What is left of the pause before a lost pod is made anew, where something removes pods again and again."""
+    if run.next_round == run.attempt or run.attempt - 1 - run.restarts <= FREE_LOSSES:
+        return None
+    running = condition_of(run.job.status or TrainingJobStatus(), "Running")
+    since = running.last_transition_time if running is not None and running.status == "False" else run.now
+    left = since + PAUSE_BETWEEN_LOSSES - run.now
     return left if left > timedelta(0) else None
 
 

@@ -197,6 +197,16 @@ def test_a_report_that_is_none_disturbs_nothing() -> None:
     assert timedelta(0) <= (plan.requeue_after or timedelta(0))
 
 
+def test_pods_that_are_lost_again_and_again_are_made_with_pauses() -> None:
+    pods = three(attempt=5, round=5)
+    running_well = with_status(JOB, planned(under_way(), pods).status)
+    plan = planned(running_well, pods[:2])
+    assert made(plan) == []
+    assert plan.requeue_after == timedelta(seconds=10)
+    (new,) = made(planned(with_status(JOB, plan.status), pods[:2], later=10))
+    assert agent(new).attempt == 6
+
+
 def test_a_straggler_is_named_with_its_place() -> None:
     plan = planned(under_way(), three(stragglers={"2": 3.0}))
     message = condition(plan, "Straggler")["message"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,8 @@ from headrace.training.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+SETTLING = 0.1
+"""Seconds for the threads of a process group to let go of the last collective's tensors."""
 _CHUNK = 64 << 20
 """Bytes of one broadcast: bounds the memory that a transfer takes besides its data."""
 
@@ -118,6 +121,9 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+        # A thread of gloo that lets go of a collective's last tensor needs the interpreter's lock, and the group's
+        # destructor holds that while it waits for the thread: both would wait for ever.
+        time.sleep(SETTLING)
 def broadcast_bytes(data: bytes | None, device: Any, source: int = 0) -> bytes:
     """The `data` of rank `source` on every rank; the others pass None."""
     import numpy as np

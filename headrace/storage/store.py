@@ -17,7 +17,7 @@ from typing import Any
 from pyarrow import fs
 
 from headrace.storage.credentials import Credentials
-from headrace.storage.errors import InvalidLocation, NotFound, missing_bucket, translate
+from headrace.storage.errors import InvalidLocation, NotFound, Unreachable, missing_bucket, translate
 from headrace.storage.filesystem import Location, locate
 
 _TEMPORARY = ".headrace-"
@@ -83,7 +83,7 @@ class Store:
         try:
             yield
         except FileNotFoundError as error:
-            self._require_bucket(path)
+            self.require_bucket(path)
             raise translate(error, self.uri_of(path), self._location.server) from error
         except OSError as error:
             raise translate(error, self.uri_of(path), self._location.server) from error
@@ -98,7 +98,8 @@ class Store:
         target = self.path_of(path)
         with self.errors(path):
             if self._location.scheme == "s3":
-                self._write(target, data)
+                with self._nothing_to_find(path):
+                    self._write(target, data)
                 return
             parent, _, name = target.rpartition("/")
             self.filesystem.create_dir(parent, recursive=True)
@@ -127,7 +128,7 @@ class Store:
         with self.errors(path):
             found = self.filesystem.get_file_info(selector)
             if not found:
-                self._require_bucket(path)
+                self.require_bucket(path)
         entries = [
             Entry(info.path[len(base) :].lstrip("/"), int(info.size or 0), bool(info.type == fs.FileType.Directory))
             for info in found
@@ -177,7 +178,7 @@ class Store:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _require_bucket(self, path: str) -> None:
+    def require_bucket(self, path: str = "") -> None:
         """Raise the true reason where S3 says no more than that something is not there.
 
         The answer to a HEAD request has no body: an unknown key, a missing bucket and a missing object look alike.
@@ -192,6 +193,23 @@ class Store:
             raise translate(error, self.uri_of(path), self._location.server) from error
         if bucket.type == fs.FileType.NotFound:
             raise missing_bucket(self.uri_of(path), self._location.server)
+
+    @contextmanager
+    def _nothing_to_find(self, path: str) -> Iterator[None]:
+        """A write asks for nothing that could be missing but the bucket: a store that is just ending or just beginning
+        says so all the same, and cannot work now.
+        """
+        try:
+            yield
+        except OSError as error:
+            if isinstance(translate(error, self.uri_of(path), self._location.server), NotFound):
+                self.require_bucket(path)
+                raise Unreachable(
+                    self.uri_of(path),
+                    f"{self._location.server} has the bucket and did not take the file: {' '.join(str(error).split())}",
+                    "see the store's log if this goes on",
+                ) from error
+            raise
 
     def _info(self, path: str) -> Any:
         return self.filesystem.get_file_info(self.path_of(path))
@@ -229,5 +247,6 @@ def download(uri: str, directory: Path, credentials: Credentials | Mapping[str, 
     """
     store = Store.open(uri, credentials)
     if not store.exists():
+        store.require_bucket()
         raise NotFound(uri, "there is nothing here", "check the URI")
     return store.download("", directory)

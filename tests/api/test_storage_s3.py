@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,12 @@ def test_what_is_written_is_listed_downloaded_and_deleted(s3: dict[str, str], tm
     store.delete("model")
 
 
-def test_a_missing_object_and_a_missing_bucket_are_told_apart(s3: dict[str, str]) -> None:
+def test_a_missing_object_and_a_missing_bucket_are_told_apart(s3: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"s3://data/run/nothing: not found"):
         Store.open("s3://data/run", s3).read_bytes("nothing")
     store = Store.open("s3://no-such-bucket/run", s3)
-    for attempt in (lambda: store.write_bytes("x", b"x"), lambda: store.read_bytes("x"), store.list):
+    fetch = partial(download, "s3://no-such-bucket/run", tmp_path, s3)
+    for attempt in (lambda: store.write_bytes("x", b"x"), lambda: store.read_bytes("x"), store.list, fetch):
         with pytest.raises(NotFound, match=r"s3://no-such-bucket/run.*: the bucket does not exist at http://127"):
             attempt()
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from headrace.storage import (
     AccessDenied,
@@ -16,9 +17,11 @@ from headrace.storage import (
     StorageError,
     StorageFull,
     Store,
+    Unreachable,
     download,
 )
 from headrace.storage.errors import translate
+from headrace.storage.filesystem import Location
 
 
 @pytest.fixture
@@ -179,3 +182,30 @@ def test_a_full_store_is_told_from_one_that_refuses(error: OSError) -> None:
     assert isinstance(found, StorageFull)
     assert found.retryable
     assert "raise the quota" in found.remedy
+
+
+class Ending:
+    """The filesystem of an S3 server that is just ending: a write is answered with 404 though the bucket is there."""
+
+    def __init__(self, *, bucket: bool) -> None:
+        self._bucket = fs.FileType.Directory if bucket else fs.FileType.NotFound
+
+    def open_output_stream(self, path: str) -> object:
+        raise OSError(
+            f"When completing multiple part upload for key '{path}': AWS Error NO_SUCH_KEY during PutObject operation: "
+            "The specified key does not exist."
+        )
+
+    def get_file_info(self, what: object) -> object:
+        return fs.FileInfo("lake", self._bucket) if isinstance(what, str) else []
+
+
+def test_a_write_that_finds_nothing_is_tried_again_unless_the_bucket_is_missing() -> None:
+    # RFC 9110 lets a server answer any request with 404; S3's PutObject has no such error but NoSuchBucket.
+    store = Store("s3://lake/run", Location("s3", Ending(bucket=True), "lake/run", "http://s3.example"))
+    with pytest.raises(Unreachable, match=r"s3://lake/run/x: http://s3.example has the bucket") as caught:
+        store.write_bytes("x", b"x")
+    assert caught.value.retryable
+    store = Store("s3://lake/run", Location("s3", Ending(bucket=False), "lake/run", "http://s3.example"))
+    with pytest.raises(NotFound, match=r"the bucket does not exist at http://s3\.example"):
+        store.write_bytes("x", b"x")

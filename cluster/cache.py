@@ -82,4 +82,5 @@ def produce(folder: Path, build: Callable[[Path], None]) -> Path:
 
 def say(line: str) -> None:
     """A progress line: on stderr, so that what a command prints for other programs stays clean."""
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")  # in one piece: several threads may have something to say
+    sys.stderr.flush()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cluster import cache
 from cluster.process import ClusterError, output, succeeds
@@ -186,6 +187,8 @@ def _daemon_config(run: Path, data_root: Path, containerd_socket: Path) -> Path:
         "pidfile": str(run / "docker.pid"),
         "log-opts": {"max-size": "10m", "max-file": "2"},
     }
+    if mirrors := _mirrors():
+        config["registry-mirrors"] = mirrors
     if lacks_sys_resource():
         wrapper = run / "runc-without-sys-resource"
         wrapper.write_text(RUNC_WRAPPER.format(runc=shutil.which("runc")))
@@ -195,6 +198,22 @@ def _daemon_config(run: Path, data_root: Path, containerd_socket: Path) -> Path:
     path = run / "daemon.json"
     path.write_text(json.dumps(config))
     return path
+
+
+def _mirrors() -> list[str]:
+    """Mirrors for a daemon that is started here: HEADRACE_REGISTRY_MIRROR, URLs with commas between them.
+
+    Raises ClusterError for what is no URL.
+    """
+    mirrors = [part.strip() for part in os.environ.get("HEADRACE_REGISTRY_MIRROR", "").split(",") if part.strip()]
+    for mirror in mirrors:
+        parts = urlsplit(mirror)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ClusterError(
+                f"HEADRACE_REGISTRY_MIRROR is {mirror!r}: write the URL of a mirror of Docker Hub, such as "
+                "https://mirror.example"
+            )
+    return mirrors
 
 
 # `docker run --privileged` asks for every capability; a host that lacks one refuses to start the container at all.

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import cache, host, kind, nodeimage, registry
+from cluster import cache, host, hub, kind, nodeimage, registry
 from cluster.process import ClusterError, output, run_logged, succeeds
 from cluster.tools import tool
 
@@ -69,25 +69,52 @@ def load(names: list[str]) -> None:
     if not workers:
         raise ClusterError(f"there is no cluster {kind.name()} to load images into: `headrace cluster up` makes it.")
     with cache.lock(f"images-{kind.name()}"):
-        known = loaded()
-        changed: dict[str, str] = {}
-        for name in names or RECIPES:
-            started = time.monotonic()
-            content, built = build(name)
-            if built:
-                cache.say(f"      {tag(name)} is built after {time.monotonic() - started:.0f} s")
-            if known.get(name) != content:
-                changed[name] = content
-        if not changed:
-            cache.say("The nodes have all images of this checkout.")
-            return
-        cache.say(f"Loading {', '.join(changed)} into {len(workers)} nodes…")
+        _into_nodes(_into_registry(names or list(RECIPES)), workers)
+
+
+def up(choice: kind.NodeChoice = "auto") -> None:
+    """`kind.up` and `load` of all images, which are built and put into the nodes' registry while the nodes come up.
+
+    Raises ClusterError as both do.
+    """
+    contents: dict[str, str] = {}
+
+    def prepare() -> None:
+        contents.update(_into_registry(list(RECIPES)))
+        tool("helm")  # what comes next on any way
+
+    with cache.lock(f"images-{kind.name()}"):
+        kind.up(choice, [prepare])
+        _into_nodes(contents, kind.workers())
+
+
+def _into_registry(names: list[str]) -> dict[str, str]:
+    """Build what changed of `names` and push what the nodes have not; return the hash of the content of all."""
+    known = loaded()
+    contents = {}
+    for name in names:
         started = time.monotonic()
-        for name in changed:
+        contents[name], built = build(name)
+        if built:
+            cache.say(f"      {tag(name)} is built after {time.monotonic() - started:.0f} s")
+        if known.get(name) != contents[name]:
+            registry.ensure(kind.registry_name())
             registry.push(kind.registry_name(), tag(name))
-        registry.pull(workers, [tag(name) for name in changed])
-        _record({**known, **changed})
-        cache.say(f"      loaded after {time.monotonic() - started:.0f} s")
+    return contents
+
+
+def _into_nodes(contents: dict[str, str], workers: list[str]) -> None:
+    """Let the nodes take what they have not from the registry."""
+    known = loaded()
+    changed = {name: content for name, content in contents.items() if known.get(name) != content}
+    if not changed:
+        cache.say("The nodes have all images of this checkout.")
+        return
+    cache.say(f"Loading {', '.join(changed)} into {len(workers)} nodes…")
+    started = time.monotonic()
+    registry.pull(workers, [tag(name) for name in changed])
+    _record({**known, **changed})
+    cache.say(f"      loaded after {time.monotonic() - started:.0f} s")
 
 
 def build(name: str) -> tuple[str, bool]:
@@ -142,9 +169,9 @@ def _base() -> str:
     """Name of the image that all others stand on."""
     if host.docker("image", "ls", "--quiet", STOCK_BASE).strip():
         return STOCK_BASE
-    if kind.reachable(kind.REGISTRY):
+    if hub.reachable(hub.registries()):
         try:
-            host.docker("pull", STOCK_BASE)
+            host.docker("pull", "--quiet", STOCK_BASE)
         except ClusterError as error:
             cache.say(f"The image registry answers, but {STOCK_BASE} cannot be pulled: {error}")
         else:

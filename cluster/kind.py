@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Literal
 
 import yaml
 
-from cluster import cache, host, network, nodeimage, registry
+from cluster import cache, host, hub, network, nodeimage, registry
 from cluster.features import FEATURE_GATES, RUNTIME_CONFIG
-from cluster.process import ClusterError, output, run_logged, succeeds
+from cluster.process import ClusterError, output, run_logged, side_by_side, succeeds
 from cluster.tools import KUBERNETES_VERSION, tool
 
 ZONES = ("a", "b", "c")
-REGISTRY = "registry-1.docker.io"
 STOCK_IMAGE = f"kindest/node:{KUBERNETES_VERSION}"
 MANIFESTS = Path(__file__).parent / "manifests"
 
@@ -89,10 +87,11 @@ def workers() -> list[str]:
     return [node.name for node in nodes() if not node.name.endswith("-control-plane")] if host.answers() else []
 
 
-def up(choice: NodeChoice = "auto") -> None:
+def up(choice: NodeChoice = "auto", meanwhile: Sequence[Callable[[], object]] = ()) -> None:
     """Make the cluster, or bring an existing one back to health; a few seconds when there is nothing to do.
 
-    Raises ClusterError with what to do when something is missing.
+    What is `meanwhile` to be done needs Docker but no cluster; it runs in threads beside the work here. Raises
+    ClusterError with what to do when something is missing.
     """
     with cache.lock(f"cluster-{name()}"):
         started = time.monotonic()
@@ -104,13 +103,17 @@ def up(choice: NodeChoice = "auto") -> None:
             cache.say("Removing what an interrupted creation left…")
             _delete()
         elif not existing:
+            # Its nodes are gone without `down`, and with them the images that they had.
+            shutil.rmtree(folder(), ignore_errors=True)
             state = None
-        if state is None:
-            state = _create(choice)
-        else:
-            cache.say(f"The cluster {name()} exists ({state.nodes} nodes).")
-            _wake(existing)
-        _settle(state)
+        registry.ensure_network()
+        with side_by_side(meanwhile):
+            if state is None:
+                state = _create(choice)
+            else:
+                cache.say(f"The cluster {name()} exists ({state.nodes} nodes).")
+                _wake(existing)
+            _settle(state)
         cache.say(f"The cluster is ready after {time.monotonic() - started:.0f} s.")
 
 
@@ -182,13 +185,14 @@ def _choose(choice: NodeChoice) -> State:
     if host.docker("image", "ls", "--quiet", STOCK_IMAGE).strip():
         cache.say(f"Nodes: kind's image {STOCK_IMAGE}, which this Docker has.")
         return State("stock", STOCK_IMAGE)
-    reason = ""
-    if choice == "auto" and not reachable(REGISTRY):
-        reason = f"the registry {REGISTRY} cannot be reached"
+    registries = hub.registries()
+    found = hub.reachable(registries)
+    if choice == "auto" and found is None:
+        reason = f"{hub.named(registries)} cannot be reached"
     else:
-        cache.say(f"Nodes: pulling kind's image {STOCK_IMAGE}…")
+        cache.say(f"Nodes: kind's image {STOCK_IMAGE}, from {found or hub.named(registries)}…")
         try:
-            host.docker("pull", STOCK_IMAGE)
+            host.docker("pull", "--quiet", STOCK_IMAGE)
             return State("stock", STOCK_IMAGE)
         except ClusterError as error:
             if choice == "stock":
@@ -228,7 +232,7 @@ def configuration(state: State, volumes: Path) -> dict[str, object]:
 def _settle(state: State) -> None:
     """Apply the manifests that changed, and wait until the nodes and what they carry are ready."""
     _wait_for("the API server", _api_answers)
-    registry.ensure(registry_name(), _wait_for)
+    registry.ensure(registry_name())
     registry.configure(registry_name(), [node.name for node in nodes()])
     digest = cache.digest_files(MANIFESTS, [MANIFESTS])
     if digest != state.manifests:
@@ -310,15 +314,6 @@ def _wait_for(what: str, condition: Callable[[], bool], seconds: float = 180.0) 
                 "`headrace cluster down` and `up` begin anew."
             )
         time.sleep(0.5)
-
-
-def reachable(server: str) -> bool:
-    """Whether something listens on the HTTPS port of `server`."""
-    try:
-        with socket.create_connection((server, 443), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def environment() -> dict[str, str]:

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from cluster import cache, golang, host
-from cluster.process import ClusterError, output, run_logged
+from cluster.process import ClusterError, output, run_logged, side_by_side
 from cluster.tools import (
     COREDNS_VERSION,
     ETCD_VERSION,
@@ -103,17 +103,18 @@ def _key() -> str:
 
 
 def _build(name: str) -> None:
-    programs = tools(TOOL_NAMES)
-    cache.say("[1/3] Debian root of the nodes (about a minute the first time)…")
-    root = debian_root(RELEASE, PACKAGES)
-    small_root = debian_root(RELEASE, SMALL_PACKAGES, variant="extract")
+    cache.say("[1/3] Programs and Debian roots of the nodes…")
+    node_root = functools.partial(debian_root, RELEASE, PACKAGES)
+    small_root = functools.partial(debian_root, RELEASE, SMALL_PACKAGES, variant="extract")
+    with side_by_side([node_root, small_root], lanes=1):
+        programs = tools(TOOL_NAMES)
     cache.say("[2/3] Images of the control plane…")
     with tempfile.TemporaryDirectory(prefix="headrace-node-") as folder:
         work = Path(folder)
         images = work / "images.tar"
-        _save_images(programs, small_root, work, images)
+        _save_images(programs, small_root(), work, images)
         cache.say("[3/3] Node image…")
-        _assemble(name, programs, root, images, work)
+        _assemble(name, programs, node_root(), images, work)
 
 
 def debian_root(release: str, packages: str, *, variant: str = "minbase") -> Path:
@@ -130,7 +131,7 @@ def debian_root(release: str, packages: str, *, variant: str = "minbase") -> Pat
         command: list[str | Path] = ["mmdebstrap", f"--variant={variant}", f"--include={packages}"]
         command += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"]
         command += ["--dpkgopt=path-exclude=/usr/share/locale/*", release, folder / "root.tar", mirror]
-        log = cache.root() / "logs" / "mmdebstrap.log"
+        log = cache.root() / "logs" / f"debian-{release}-{variant}.log"
         run_logged(
             command, log, hint="It needs `apt-get install mmdebstrap` and a Debian mirror (HEADRACE_DEBIAN_MIRROR)."
         )

@@ -1,11 +1,17 @@
-"""Running other programs: output in a log file, a sign of life on long ones, errors that show the end of the log."""
+"""Running other programs: output in a log file, a sign of life on long ones, errors that show the end of the log.
+
+Steps of which one waits for the network while another computes run `side_by_side`.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import cache
@@ -28,7 +34,8 @@ def run_logged(
 ) -> None:
     """Run `command` with its output appended to `log`.
 
-    `env` adds to the environment. Raises ClusterError with the last lines of the log and `hint` when the command fails.
+    `env` adds to the environment; the log's name is what a sign of life says. Raises ClusterError with the last lines
+    of the log and `hint` when the command fails.
     """
     words = [str(word) for word in command]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +55,7 @@ def run_logged(
                     code = child.wait(SIGN_OF_LIFE)
                     break
                 except subprocess.TimeoutExpired:
-                    cache.say(f"      … {time.monotonic() - started:.0f} s")
+                    cache.say(f"      … {log.stem} {time.monotonic() - started:.0f} s")
         except BaseException:
             child.terminate()
             child.wait()
@@ -90,3 +97,36 @@ def succeeds(command: Sequence[str | Path], *, env: Mapping[str, str] | None = N
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
+
+
+@contextmanager
+def side_by_side(steps: Sequence[Callable[[], object]], lanes: int | None = None) -> Iterator[None]:
+    """Run `steps` in threads while the context lasts, at most `lanes` at a time, the first ones first.
+
+    Leaving the context waits for them and raises what the first failing one raised. After a failure, in a step or in
+    the context, no further step begins; those that run come to their end, since what they build is kept.
+    """
+    failed = threading.Event()
+
+    def run(step: Callable[[], object]) -> None:
+        if failed.is_set():
+            return
+        try:
+            step()
+        except BaseException:
+            failed.set()
+            raise
+
+    executor = ThreadPoolExecutor(max(1, lanes or len(steps)))
+    running = [executor.submit(run, step) for step in steps]
+    try:
+        yield
+    except BaseException:
+        failed.set()
+        if not all(future.done() for future in running):
+            cache.say("waiting for what still runs beside it…")
+        raise
+    finally:
+        executor.shutdown()
+    for future in running:
+        future.result()

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import cache, host
-from cluster.process import output
+from cluster.process import ClusterError, output
 from cluster.tools import PROGRAMS, tool
 
 NETWORK = "kind"
 """Docker network of the nodes."""
 PORT = 5000
+START_DEADLINE = 60.0
+"""Seconds in which it must answer."""
 
 _HOSTS = """\
 [host."http://{registry}:{port}"]
@@ -28,18 +31,31 @@ capabilities = ["pull", "resolve"]
 """
 
 
-def ensure(name: str, wait_for: Callable[[str, Callable[[], bool]], None]) -> None:
-    """Make sure that the registry container `name` runs."""
-    running = host.docker("ps", "--quiet", "--filter", f"name=^{name}$").strip()
-    if not running:
-        remove(name)
-        data = cache.root() / "registry"
-        data.mkdir(parents=True, exist_ok=True)
-        host.docker(
-            *("run", "--detach", "--name", name, "--network", NETWORK, "--restart", "unless-stopped"),
-            *("--publish", f"127.0.0.1::{PORT}", "--volume", f"{data}:/data", _image()),
-        )
-    wait_for("the registry of the nodes", lambda: _answers(_address(name)))
+def ensure_network() -> None:
+    """Make the network that kind puts the nodes into, as kind would; it takes one that is there. Before anything else
+    does: two that make it at the same time would make two.
+    """
+    if NETWORK not in host.docker("network", "ls", "--format", "{{.Name}}").split():
+        masquerade = "com.docker.network.bridge.enable_ip_masquerade=true"
+        host.docker("network", "create", "--driver", "bridge", "--opt", masquerade, NETWORK)
+
+
+def ensure(name: str) -> None:
+    """Make sure that the registry container `name` runs and answers on a loopback port; images can be pushed then."""
+    with cache.lock(name):
+        if not host.docker("ps", "--quiet", "--filter", f"name=^{name}$").strip():
+            remove(name)
+            data = cache.root() / "registry"
+            data.mkdir(parents=True, exist_ok=True)
+            host.docker(
+                *("run", "--detach", "--name", name, "--network", NETWORK, "--restart", "unless-stopped"),
+                *("--publish", f"127.0.0.1::{PORT}", "--volume", f"{data}:/data", _image()),
+            )
+        deadline = time.monotonic() + START_DEADLINE
+        while not _answers(_address(name)):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"the registry of the nodes does not answer: `docker logs {name}` says more.")
+            time.sleep(0.2)
 
 
 def remove(name: str) -> None:

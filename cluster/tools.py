@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from cluster import cache, golang
 from cluster.golang import GoProgram
-from cluster.process import ClusterError, run_logged
+from cluster.process import ClusterError, run_logged, side_by_side
 
 KUBERNETES_VERSION = "v1.36.3"
 ETCD_VERSION = "v3.6.8"
@@ -36,6 +38,9 @@ _CONTAINERD = "github.com/containerd/containerd/v2"
 _CONTAINERD_LDFLAGS = f"-X {_CONTAINERD}/version.Version={CONTAINERD_VERSION}"
 _CONTAINERD_TAGS = "no_btrfs,no_zfs,no_devmapper"
 _CNI = "github.com/containernetworking/plugins"
+
+LANES = 2
+"""Programs that are built at the same time."""
 
 KUBERNETES_PROGRAMS = (
     "kube-apiserver",
@@ -80,6 +85,7 @@ PROGRAMS: dict[str, GoProgram] = {
         ),
         GoProgram("kind", "sigs.k8s.io/kind", KIND_VERSION),
         GoProgram("kwok", "sigs.k8s.io/kwok", "v0.8.0", "cmd/kwok"),
+        GoProgram("kueue", "sigs.k8s.io/kueue", "v0.17.0", "cmd/kueue", minutes="about 5 min"),
         GoProgram("crane", "github.com/google/go-containerregistry", "v0.22.1", "cmd/crane"),
         GoProgram("kubeconform", "github.com/yannh/kubeconform", "v0.8.0", "cmd/kubeconform"),
         GoProgram("versitygw", "github.com/versity/versitygw", "v1.8.0", "cmd/versitygw"),
@@ -131,12 +137,39 @@ def tools(names: list[str]) -> dict[str, Path]:
     if unknown:
         raise ClusterError(f"no tool is called {', '.join(unknown)}; there are: {', '.join(NAMES)}")
     missing = [name for name in dict.fromkeys(names) if not _path(name).exists()]
-    for number, name in enumerate(missing, 1):
-        cache.say(f"[{number}/{len(missing)}] {_describe(name)}…")
-        started = time.monotonic()
-        cache.produce(_path(name).parent, functools.partial(_build, name))
-        cache.say(f"      {name} is ready after {time.monotonic() - started:.0f} s")
+    if missing:
+        golang.go()  # once, before two want it
+        _build_all(missing)
     return {name: _path(name) for name in names}
+
+
+def _build_all(names: list[str]) -> None:
+    """Build two programs at a time: one downloads or links on one core while the other compiles.
+
+    Programs of one module share most of what they are compiled from, so they follow each other.
+    """
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[_module(name)].append(name)
+    number = itertools.count(1)
+
+    def build(group: list[str]) -> None:
+        for name in group:
+            cache.say(f"[{next(number)}/{len(names)}] {_describe(name)}…")
+            started = time.monotonic()
+            cache.produce(_path(name).parent, functools.partial(_build, name))
+            cache.say(f"      {name} is ready after {time.monotonic() - started:.0f} s")
+
+    # The biggest group begins, or it would be alone at the end.
+    biggest_first = sorted(groups.values(), key=len, reverse=True)
+    with side_by_side([functools.partial(build, group) for group in biggest_first], LANES):
+        pass
+
+
+def _module(name: str) -> str:
+    if name == "pause" or PROGRAMS[name].in_kubernetes_module:
+        return "k8s.io/kubernetes"
+    return PROGRAMS[name].module
 
 
 def _path(name: str) -> Path:

@@ -19,6 +19,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="auto",
         help="node image: kind's own, or the one that is built without an image registry (default: by trying)",
     )
+    up.add_argument(
+        "--load", action="store_true", help="also build the images of this checkout meanwhile, and load them"
+    )
     up.set_defaults(run=_command(_up))
     actions.add_parser("status", help="what runs; exit code 1 when the cluster is not up").set_defaults(
         run=_command(_status)
@@ -53,9 +56,10 @@ def _command(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from cluster import host, kind
+    from cluster import host, images, kind
 
-    kind.up(arguments.nodes)
+    up = images.up if arguments.load else kind.up
+    up(arguments.nodes)
     for name, value in {"KUBECONFIG": str(kind.kubeconfig()), **host.docker_environment()}.items():
         print(f"export {name}={value}")
     return 0

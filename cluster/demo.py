@@ -171,9 +171,15 @@ def serve(kube: Kube, report: Report) -> None:
         fallback = answer_of(PREDICTOR.__ne__, "a fallback to answer", 30)
         say(f"the fallback step {fallback.step} answered {time.monotonic() - killed:.1f} s after the kill")
         lines.append(_line("primary killed", fallback))
-        status = kube.get("inferenceservice", SERVICE)
-        now = condition(status, "Ready")
-        lines.append(f"  status then: Ready={now['status']} {now['reason']}: {now['message']}")
+
+        def said() -> Manifest | None:
+            now = condition(kube.get("inferenceservice", SERVICE), "Ready")
+            # A primary that is back before the routers' reports are in has nothing degraded left to show.
+            back = answering(port, images[0])[0] == PREDICTOR
+            return now if now["reason"] == "FallbackAnswering" or back else None
+
+        degraded = wait_for("the status to say who answers", said, seconds=30, every=0.1)
+        lines.append(f"  status then: Ready={degraded['status']} {degraded['reason']}: {degraded['message']}")
         recovered = answer_of(PREDICTOR.__eq__, "the primary to answer again", 120)
         lines.append(_line(f"recovered after {time.monotonic() - killed:.0f} s", recovered))
     wait_for("the service to be ready", lambda: is_true(kube.get("inferenceservice", SERVICE), "Ready"), seconds=60)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import pytest
+
 from cluster.host import docker
 from cluster.kubectl import Kube, wait_for
 from cluster.release import CHART, SYSTEM_NAMESPACE, Release
@@ -32,22 +34,29 @@ def ready_platform() -> Release:
 
 def previous_chart() -> Path:
     """The chart as the commit before the last change of it had it; this checkout's where there is none."""
-    commits = subprocess.run(
-        ["git", "log", "-2", "--format=%H", "--", "charts/headrace"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    ).stdout.split()
+    commits = _git("log", "-2", "--format=%H", "--", "charts/headrace").decode().split()
     if len(commits) < 2:
         return CHART
-    archive = subprocess.run(
-        ["git", "archive", commits[1], "charts/headrace"], capture_output=True, check=True, cwd=ROOT
-    ).stdout
     folder = Path(tempfile.mkdtemp(prefix="headrace-chart-"))
-    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+    with tarfile.open(fileobj=BytesIO(_git("archive", commits[1], "charts/headrace"))) as tar:
         tar.extractall(folder, filter="data")
     return folder / "charts" / "headrace"
+
+
+def _git(*arguments: str) -> bytes:
+    """Output of git in this checkout. It may belong to another user, which git refuses unless it is told otherwise.
+
+    Where there is no repository the test fails with git's own words.
+    """
+    command = ["git", "-c", f"safe.directory={ROOT}", *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=ROOT)
+    if done.returncode != 0:
+        pytest.fail(
+            f"`git {' '.join(arguments)}` in {ROOT} failed: {done.stderr.decode().strip()}\n"
+            "The upgrade is tested from the chart of an earlier commit: run this in a git clone with its history.",
+            pytrace=False,
+        )
+    return done.stdout
 
 
 def metric_sum(text: str, name: str, *labels: str) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-Manifest = dict[str, Any]
+from cluster import images
+from cluster.kubectl import Kube, Manifest
 
 SMALL: Manifest = {"requests": {"cpu": "100m", "memory": "300Mi"}, "limits": {"memory": "1Gi"}}
 
@@ -114,3 +115,52 @@ def inference_service(name: str, primary: str, smaller: str | None = None, **pre
             },
         },
     }
+
+
+def pod(name: str, command: list[str], *, image: str = "serving", **spec: Any) -> Manifest:
+    """A pod of one of the project's images, as restricted Pod Security wants it.
+
+    Args:
+        name: Its name.
+        command: What it runs; empty for the image's own program.
+        image: Folder of images/.
+        **spec: `labels` of the pod, further fields of its `container`, and any others of its spec.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": spec.pop("labels", {})},
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 65532,
+                "fsGroup": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "main",
+                    "image": images.tag(image),
+                    "imagePullPolicy": "IfNotPresent",
+                    **({"command": command} if command else {}),
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    **spec.pop("container", {}),
+                }
+            ],
+            **spec,
+        },
+    }
+
+
+def running(kube: Kube, name: str) -> bool:
+    """Whether a pod runs."""
+    return bool(kube.get("pod", name)["status"].get("phase") == "Running")
+
+
+def ready_pod(kube: Kube, name: str) -> Manifest | None:
+    """A pod once it is Ready."""
+    found = kube.get("pod", name)
+    conditions = found["status"].get("conditions", [])
+    return found if any(c["type"] == "Ready" and c["status"] == "True" for c in conditions) else None

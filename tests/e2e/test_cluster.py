@@ -5,41 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
-from typing import Any
 
 from cluster.kubectl import Kube, Manifest, wait_for
 from tests.e2e.installation import ROOT
-
-SERVING = "headrace/serving:0.1.0"
-
-
-def pod(name: str, command: list[str], *, labels: dict[str, str] | None = None, **spec: Any) -> Manifest:
-    """A pod of the serving image, as restricted Pod Security wants it."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "labels": labels or {}},
-        "spec": {
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 0,
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "main",
-                    "image": SERVING,
-                    "imagePullPolicy": "IfNotPresent",
-                    "command": command,
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    **spec.pop("container", {}),
-                }
-            ],
-            **spec,
-        },
-    }
-
-
-def running(kube: Kube, name: str) -> bool:
-    return bool(kube.get("pod", name)["status"].get("phase") == "Running")
+from tests.e2e.resources import pod, running
 
 
 def test_node_metrics_are_served(kube: Kube) -> None:

@@ -22,4 +22,5 @@ def test_the_demo_trains_serves_survives_and_reports(release: Release) -> None:
     assert abs(accuracy["digits"] - accuracy["digits-one-worker"]) <= 0.02, accuracy
     assert re.search(r"all well: step predictor answered", report)
     assert re.search(r"primary killed: step smaller answered \(predictor=\S+\)", report)
+    assert "status then: Ready=False FallbackAnswering: step smaller answers instead of the primary" in report
     assert re.search(r"recovered after [0-9]+ s: step predictor answered", report)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from benchmarks.parameter_server.machine import machine
 from headrace.api.trainingjob import BoostingTrainer
 from headrace.training.classic import lightgbm_booster, rows, xgboost_booster
 
-ROWS, COLUMNS, ROUNDS, WORKERS, TIMES = 200_000, 28, 100, 2, 3
+ROWS, COLUMNS, ROUNDS, WORKERS, TIMES = 200_000, 28, 100, 2, 5
 LIBRARIES = ("XGBoost", "LightGBM")
 
 
@@ -103,10 +102,11 @@ def main() -> None:
                 seconds["bare"].append(float((folder / "seconds").read_text()))
                 said = group.trained("boosting", settings(uri, library), WORKERS, folder / f"{library}-{index}")
                 seconds["trainer"].append(said["seconds"])
-            median = {way: statistics.median(times) for way, times in seconds.items()}
+            # The least of several runs: whatever else runs on the machine only adds.
+            least = {way: min(times) for way, times in seconds.items()}
             found[library] = {
                 **{f"{way}Seconds": [round(value, 2) for value in times] for way, times in seconds.items()},
-                "slowdownPercent": round(100 * (median["trainer"] / median["bare"] - 1), 1),
+                "slowdownPercent": round(100 * (least["trainer"] / least["bare"] - 1), 1),
                 "auc": said["metrics"]["auc"],
             }
     print(json.dumps(found), flush=True)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.training.process_group import available_cpus
 from headrace.training.run import Run
+
+
+def threads() -> int:
+    """Threads that the libraries may use: OMP_NUM_THREADS, which a job sets from the pod's CPUs, or the CPUs there are."""
+    return int(os.environ.get("OMP_NUM_THREADS") or available_cpus())
 
 
 def add(run: Run, array: NDArray[Any]) -> NDArray[Any]:

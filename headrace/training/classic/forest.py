@@ -160,9 +160,7 @@ def _parallel(grow: Callable[[Any], Any], seeds: NDArray[np.int64], beat: Callab
     """Trees by as many threads as there are CPUs; growing releases the interpreter's lock."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from headrace.training.process_group import available_cpus
-
-    with ThreadPoolExecutor(available_cpus()) as pool:
+    with ThreadPoolExecutor(collective.threads()) as pool:
         trees = []
         for tree in pool.map(grow, seeds):
             trees.append(tree)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from headrace.api.trainingjob import BoostingTrainer
 from headrace.training.classic import collective
 from headrace.training.classic.rows import Part
-from headrace.training.process_group import available_cpus
 from headrace.training.run import Run
 
 OPSET = 15
@@ -57,7 +56,7 @@ def parameters(trainer: BoostingTrainer, classes: int) -> dict[str, Any]:
         "feature_fraction": trainer.feature_fraction,
         "max_bin": trainer.max_bins,
         "seed": trainer.seed,
-        "num_threads": available_cpus(),
+        "num_threads": collective.threads(),
         "verbosity": -1,
         # Otherwise each worker times both ways first and may choose another one.
         "force_row_wise": True,

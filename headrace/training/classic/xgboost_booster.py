@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.api.trainingjob import BoostingTrainer
+from headrace.training.classic import collective
 from headrace.training.classic.rows import Part, Rows
-from headrace.training.process_group import available_cpus, broadcast_bytes
+from headrace.training.process_group import broadcast_bytes
 from headrace.training.run import Run
 
 OPSET = 15
@@ -50,7 +51,7 @@ def parameters(trainer: BoostingTrainer, classes: int) -> dict[str, Any]:
         "colsample_bytree": trainer.feature_fraction,
         "max_bin": trainer.max_bins,
         "seed": trainer.seed,
-        "nthread": available_cpus(),
+        "nthread": collective.threads(),
         "verbosity": 1,
         **leaves,
         **({"num_class": classes} if trainer.objective == "Softmax" else {}),

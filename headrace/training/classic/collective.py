@@ -14,7 +14,7 @@ from headrace.training.run import Run
 
 
 def threads() -> int:
-    """Threads that the libraries may use: OMP_NUM_THREADS, which a job sets from the pod's CPUs, or the CPUs there are."""
+    """Threads for the libraries: OMP_NUM_THREADS, which a job sets from the pod's CPUs, or all that there are."""
     return int(os.environ.get("OMP_NUM_THREADS") or available_cpus())
 
 

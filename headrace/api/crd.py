@@ -226,6 +226,9 @@ def _written(value: Any) -> Any:
 
 def _validation(rule: Rule) -> Schema:
     result: Schema = {"rule": rule.rule, "message": rule.message}
+    if rule.on_update != "true":
+        same = "oldSelf.hasValue()" if rule.on_update == "false" else f"oldSelf.hasValue() && !({rule.on_update})"
+        result |= {"rule": f"{same} || ({rule.rule})", "optionalOldSelf": True}
     if rule.field_path:
         result["fieldPath"] = rule.field_path
     return result

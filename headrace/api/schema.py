@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
@@ -57,6 +57,8 @@ class Rule:
         of: Field (camelCase) whose own schema has the rule, with that field as ``self``; the object's by default. The
             API server builds the whole object's CEL type anew for each field that a rule reads, so in objects with
             many fields this is much the cheaper place.
+        on_update: CEL condition under which the rule holds for updates too (of the status as well, of which each asks
+            for all rules of the spec anew); "false" for what can be wrong only when the object is made.
     """
 
     rule: str
@@ -64,6 +66,7 @@ class Rule:
     field_path: str | None = None
     check: Callable[[Any], bool] | None = None
     of: str | None = None
+    on_update: str = "true"
 
 
 M = TypeVar("M", bound=type[Model])
@@ -77,6 +80,16 @@ def rules(*entries: Rule) -> Callable[[M], M]:
         return model
 
     return attach
+
+
+def once(*entries: Rule, unless: str = "false") -> tuple[Rule, ...]:
+    """Rules about fields that stay as they were: there is nothing to check when something else is updated.
+
+    Args:
+        entries: The rules.
+        unless: CEL condition under which one of their fields may change, so that updates are checked.
+    """
+    return tuple(replace(rule, on_update=unless) for rule in entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +147,7 @@ def name_rules(longest: int, child: str) -> tuple[Rule, ...]:
         longest: Characters that leave room for the longest suffix.
         child: How the longest child is named, for the message.
     """
-    return (
+    return once(
         Rule(
             f"self.metadata.name.size() <= {longest}",
             f"metadata.name: at most {longest} characters, so that {child} fits in 63: choose a shorter name",

@@ -122,7 +122,7 @@ def _refusals(kind: str, schema: dict[str, Any]) -> str:
 def _messages(node: dict[str, Any]) -> Iterator[str]:
     if node.get("type") == "object":
         for rule in node.get("x-kubernetes-validations", ()):
-            if "oldSelf" not in rule["rule"]:
+            if "oldSelf" not in rule["rule"] or rule.get("optionalOldSelf"):
                 yield rule["message"]
     for child in (*node.get("properties", {}).values(), node.get("items"), node.get("additionalProperties")):
         if isinstance(child, dict):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from headrace.api.meta import PodOptions
-from headrace.api.schema import LIST_ATOMIC, ImageName, Model, Rule, rules
+from headrace.api.schema import LIST_ATOMIC, ImageName, Model, Rule, once, rules
 from headrace.api.trainingjob.checkpoint import Checkpoint, Storage
 from headrace.api.trainingjob.classic import (
     BoostingTrainer,
@@ -79,6 +79,9 @@ _ANYTHING_TO_RUN = ", ".join(f"has(self.{name})" for name in ("classifier", *CLA
 def _fixed(*fields: str, optional: tuple[str, ...]) -> tuple[Rule, ...]:
     """Transition rules: these fields stay as they were, for the workers that run were made from them.
 
+    That an optional field came or went shows in the number of fields, which is cheap to know; whether one was
+    exchanged for another is looked at only where that is the same. (`dyn`: to CEL's types an object has no size.)
+
     Args:
         fields: Fields that are always there, for they have a default.
         optional: Fields that may not come or go either.
@@ -87,9 +90,20 @@ def _fixed(*fields: str, optional: tuple[str, ...]) -> tuple[Rule, ...]:
         "{} cannot change once the job exists, its workers are made from it: "
         "create a TrainingJob with another name, or delete this one first"
     )
+    same_number = "dyn(self).size() == dyn(oldSelf).size()"
+    names = ", ".join(f"'{field}'" for field in optional)
     return (
         *(Rule("self == oldSelf", message.format(field), of=field) for field in (*fields, *optional)),
-        *(Rule(f"has(self.{field}) == has(oldSelf.{field})", message.format(field), f".{field}") for field in optional),
+        *(
+            Rule(f"{same_number} || has(self.{field}) == has(oldSelf.{field})", message.format(field), f".{field}")
+            for field in optional
+        ),
+        Rule(
+            f"!({same_number}) || dyn(self).all(k, k in dyn(oldSelf)) || "
+            f"(dyn(self).all(k, k in dyn(oldSelf) || !(k in [{names}])) && "
+            f"dyn(oldSelf).all(k, k in dyn(self) || !(k in [{names}])))",
+            message.format("what the workers are made from"),
+        ),
     )
 
 
@@ -109,154 +123,163 @@ Argument = Annotated[str, Field(max_length=131_072)]
 
 
 @rules(
-    Rule(
-        f"[{_ANYTHING_TO_RUN}].filter(x, x).size() == 1",
-        "set exactly one of classifier, boosting, forest, matrixFactorization and logisticRegression (built-in "
-        "trainers), script and command",
-        check=lambda spec: (
-            sum(what is not None for what in (spec.classifier, *spec.classic, spec.script, spec.command)) == 1
+    *once(
+        Rule(
+            f"[{_ANYTHING_TO_RUN}].filter(x, x).size() == 1",
+            "set exactly one of classifier, boosting, forest, matrixFactorization and logisticRegression (built-in "
+            "trainers), script and command",
+            check=lambda spec: (
+                sum(what is not None for what in (spec.classifier, *spec.classic, spec.script, spec.command)) == 1
+            ),
+        ),
+        Rule(
+            "!has(self.command) || has(self.image)",
+            "command needs an image to run in: set image",
+            ".image",
+            lambda spec: spec.command is None or spec.image is not None,
+        ),
+        Rule(
+            "!has(self.script) || !has(self.script.path) || has(self.image)",
+            "script.path is a file inside the image: set image",
+            ".image",
+            lambda spec: spec.script is None or spec.script.path is None or spec.image is not None,
+        ),
+        Rule(
+            f"!(has(self.classifier) || {_ANY_CLASSIC}) || !has(self.args) || self.args.size() == 0",
+            "the built-in trainer takes no arguments: set the trainer's fields, or move args to a script",
+            ".args",
+            lambda spec: (spec.classifier is None and not any(spec.classic)) or not spec.args,
+        ),
+        Rule(
+            f"!({_ANY_CLASSIC}) || !has(self.gpu)",
+            f"{', '.join(CLASSIC)} run on CPUs: remove gpu and set resources.requests.cpu",
+            ".gpu",
+            lambda spec: not any(spec.classic) or spec.gpu is None,
+        ),
+        Rule(
+            f"!({_ANY_CLASSIC}) || !has(self.topology) || self.topology.type == 'AllReduce'",
+            f"{', '.join(CLASSIC)} spread their work in their own ways: leave topology.type out",
+            ".topology",
+            lambda spec: not any(spec.classic) or spec.topology.type == "AllReduce",
+        ),
+        Rule(
+            f"self.launcher == 'Torchrun' || !(has(self.classifier) || {_ANY_CLASSIC})",
+            "launcher is for a script or a command of your own: remove it",
+            ".launcher",
+            lambda spec: spec.launcher == "Torchrun" or (spec.classifier is None and not any(spec.classic)),
+        ),
+        *(_launcher_sets(launcher, names) for launcher, names in LAUNCHER_ENV.items()),
+        Rule(
+            "!has(self.classifier) || !has(self.topology) || !has(self.topology.pipeline) || "
+            "(has(self.classifier.hiddenSizes) ? self.classifier.hiddenSizes.size() : 1) + 1 >= "
+            "self.topology.pipeline.stages * (self.topology.pipeline.schedule == 'Interleaved1F1B' ? 2 : 1)",
+            "the classifier has fewer layers than topology.pipeline has stages (Interleaved1F1B: two per process): "
+            "add sizes to classifier.hiddenSizes (n sizes make n+1 layers), or choose fewer stages",
+            ".classifier",
+            lambda spec: (
+                spec.classifier is None
+                or spec.topology.pipeline is None
+                or len(spec.classifier.hidden_sizes) + 1
+                >= spec.topology.pipeline.stages * (2 if spec.topology.pipeline.schedule == "Interleaved1F1B" else 1)
+            ),
+        ),
+        Rule(
+            "!has(self.topology) || self.topology.type != 'ParameterServer' || !has(self.gpu) || self.gpu.count == 1",
+            "workers of topology ParameterServer are one process each, with one GPU at most: set gpu.count to 1 and "
+            "raise numWorkers",
+            ".gpu",
+            lambda spec: spec.topology.type != "ParameterServer" or spec.gpu is None or spec.gpu.count == 1,
+        ),
+        Rule(
+            "!has(self.gpu) || !has(self.resources) || "
+            "((!has(self.resources.limits) || !(self.gpu.resourceName in self.resources.limits)) && "
+            "(!has(self.resources.requests) || !(self.gpu.resourceName in self.resources.requests)))",
+            "the GPU resource is set by gpu.count: remove it from resources",
+            ".resources",
+            lambda spec: (
+                spec.gpu is None or spec.gpu.resource_name not in {**spec.resources.limits, **spec.resources.requests}
+            ),
+        ),
+        Rule(
+            f"!has(self.env) || self.env.all(e, !(e.name in [{', '.join(repr(name) for name in RESERVED_ENV)}]))",
+            "the job itself sets torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, PET_NNODES, …), POD_NAME, "
+            "POD_NAMESPACE and those of its run (HEADRACE_JOB, HEADRACE_STORAGE_URI, …): remove them from env",
+            ".env",
+            lambda spec: not {variable.name for variable in spec.env} & set(RESERVED_ENV),
+        ),
+        Rule(
+            "has(self.minWorkers) == has(self.maxWorkers)",
+            "an elastic job has two bounds: set both minWorkers and maxWorkers, or neither",
+            ".minWorkers",
+            lambda spec: (spec.min_workers is None) == (spec.max_workers is None),
+        ),
+        Rule(
+            f"!has(self.minWorkers) || !(has(self.image) || {_ANY_CLASSIC} || self.launcher != 'Torchrun' || "
+            "(has(self.topology) && self.topology.type != 'AllReduce'))",
+            "a job is elastic where any number of workers can go on from its checkpoints: classifier or script, in the "
+            "platform's image, under topology AllReduce. Remove minWorkers and maxWorkers, or what is in their way",
+            ".minWorkers",
+            lambda spec: (
+                spec.min_workers is None
+                or not (
+                    spec.image is not None
+                    or any(spec.classic)
+                    or spec.launcher != "Torchrun"
+                    or spec.topology.type != "AllReduce"
+                )
+            ),
         ),
     ),
-    Rule(
-        "!has(self.command) || has(self.image)",
-        "command needs an image to run in: set image",
-        ".image",
-        lambda spec: spec.command is None or spec.image is not None,
-    ),
-    Rule(
-        "!has(self.script) || !has(self.script.path) || has(self.image)",
-        "script.path is a file inside the image: set image",
-        ".image",
-        lambda spec: spec.script is None or spec.script.path is None or spec.image is not None,
-    ),
-    Rule(
-        f"!(has(self.classifier) || {_ANY_CLASSIC}) || !has(self.args) || self.args.size() == 0",
-        "the built-in trainer takes no arguments: set the trainer's fields, or move args to a script",
-        ".args",
-        lambda spec: (spec.classifier is None and not any(spec.classic)) or not spec.args,
-    ),
-    Rule(
-        f"!({_ANY_CLASSIC}) || !has(self.gpu)",
-        f"{', '.join(CLASSIC)} run on CPUs: remove gpu and set resources.requests.cpu",
-        ".gpu",
-        lambda spec: not any(spec.classic) or spec.gpu is None,
-    ),
-    Rule(
-        f"!({_ANY_CLASSIC}) || !has(self.topology) || self.topology.type == 'AllReduce'",
-        f"{', '.join(CLASSIC)} spread their work in their own ways: leave topology.type out",
-        ".topology",
-        lambda spec: not any(spec.classic) or spec.topology.type == "AllReduce",
-    ),
-    Rule(
-        f"self.launcher == 'Torchrun' || !(has(self.classifier) || {_ANY_CLASSIC})",
-        "launcher is for a script or a command of your own: remove it",
-        ".launcher",
-        lambda spec: spec.launcher == "Torchrun" or (spec.classifier is None and not any(spec.classic)),
-    ),
-    Rule(
-        "self.launcher != 'TensorFlow' || self.numWorkers <= 256",
-        "TF_CONFIG lists every worker and has to fit into one environment variable: at most 256 workers",
-        ".numWorkers",
-        lambda spec: spec.launcher != "TensorFlow" or spec.num_workers <= 256,
-    ),
-    *(_launcher_sets(launcher, names) for launcher, names in LAUNCHER_ENV.items()),
-    Rule(
-        "!has(self.classifier) || self.classifier.batchSize >= self.numWorkers * (has(self.gpu) ? self.gpu.count : 1)",
-        "classifier.batchSize is shared by all processes, and each needs a row: "
-        "raise it to numWorkers (times gpu.count), or ask for fewer workers",
-        ".classifier",
-        lambda spec: spec.classifier is None or spec.classifier.batch_size >= spec.processes,
-    ),
-    Rule(
-        "!has(self.topology) || !has(self.topology.pipeline) || "
-        "self.numWorkers * (has(self.gpu) ? self.gpu.count : 1) % self.topology.pipeline.stages == 0",
-        "each pipe has one process per stage: make numWorkers (times gpu.count) a multiple of topology.pipeline.stages",
-        ".topology",
-        lambda spec: spec.topology.pipeline is None or spec.processes % spec.topology.pipeline.stages == 0,
-    ),
-    Rule(
-        "!has(self.classifier) || !has(self.topology) || !has(self.topology.pipeline) || "
-        "(has(self.classifier.hiddenSizes) ? self.classifier.hiddenSizes.size() : 1) + 1 >= "
-        "self.topology.pipeline.stages * (self.topology.pipeline.schedule == 'Interleaved1F1B' ? 2 : 1)",
-        "the classifier has fewer layers than topology.pipeline has stages (Interleaved1F1B: two per process): "
-        "add sizes to classifier.hiddenSizes (n sizes make n+1 layers), or choose fewer stages",
-        ".classifier",
-        lambda spec: (
-            spec.classifier is None
-            or spec.topology.pipeline is None
-            or len(spec.classifier.hidden_sizes) + 1
-            >= spec.topology.pipeline.stages * (2 if spec.topology.pipeline.schedule == "Interleaved1F1B" else 1)
+    *once(
+        Rule(
+            "self.launcher != 'TensorFlow' || self.numWorkers <= 256",
+            "TF_CONFIG lists every worker and has to fit into one environment variable: at most 256 workers",
+            ".numWorkers",
+            lambda spec: spec.launcher != "TensorFlow" or spec.num_workers <= 256,
         ),
-    ),
-    Rule(
-        "!has(self.topology) || !has(self.topology.parameterServer) || "
-        "self.topology.parameterServer.backupWorkers < self.numWorkers",
-        "topology.parameterServer.backupWorkers must be fewer than numWorkers, a round needs somebody's gradient: "
-        "lower it, or ask for more workers",
-        ".topology",
-        lambda spec: (
-            spec.topology.parameter_server is None or spec.topology.parameter_server.backup_workers < spec.num_workers
+        Rule(
+            "!has(self.classifier) || "
+            "self.classifier.batchSize >= self.numWorkers * (has(self.gpu) ? self.gpu.count : 1)",
+            "classifier.batchSize is shared by all processes, and each needs a row: "
+            "raise it to numWorkers (times gpu.count), or ask for fewer workers",
+            ".classifier",
+            lambda spec: spec.classifier is None or spec.classifier.batch_size >= spec.processes,
         ),
-    ),
-    Rule(
-        "!has(self.topology) || self.topology.type != 'ParameterServer' || !has(self.gpu) || self.gpu.count == 1",
-        "workers of topology ParameterServer are one process each, with one GPU at most: set gpu.count to 1 and raise "
-        "numWorkers",
-        ".gpu",
-        lambda spec: spec.topology.type != "ParameterServer" or spec.gpu is None or spec.gpu.count == 1,
-    ),
-    Rule(
-        "!has(self.gpu) || !has(self.resources) || "
-        "((!has(self.resources.limits) || !(self.gpu.resourceName in self.resources.limits)) && "
-        "(!has(self.resources.requests) || !(self.gpu.resourceName in self.resources.requests)))",
-        "the GPU resource is set by gpu.count: remove it from resources",
-        ".resources",
-        lambda spec: (
-            spec.gpu is None or spec.gpu.resource_name not in {**spec.resources.limits, **spec.resources.requests}
+        Rule(
+            "!has(self.topology) || !has(self.topology.pipeline) || "
+            "self.numWorkers * (has(self.gpu) ? self.gpu.count : 1) % self.topology.pipeline.stages == 0",
+            "each pipe has one process per stage: make numWorkers (times gpu.count) a multiple of "
+            "topology.pipeline.stages",
+            ".topology",
+            lambda spec: spec.topology.pipeline is None or spec.processes % spec.topology.pipeline.stages == 0,
         ),
-    ),
-    Rule(
-        f"!has(self.env) || self.env.all(e, !(e.name in [{', '.join(repr(name) for name in RESERVED_ENV)}]))",
-        "the job itself sets torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, PET_NNODES, …), POD_NAME, "
-        "POD_NAMESPACE and those of its run (HEADRACE_JOB, HEADRACE_STORAGE_URI, …): remove them from env",
-        ".env",
-        lambda spec: not {variable.name for variable in spec.env} & set(RESERVED_ENV),
-    ),
-    Rule(
-        "has(self.minWorkers) == has(self.maxWorkers)",
-        "an elastic job has two bounds: set both minWorkers and maxWorkers, or neither",
-        ".minWorkers",
-        lambda spec: (spec.min_workers is None) == (spec.max_workers is None),
-    ),
-    Rule(
-        "!has(self.minWorkers) || !has(self.maxWorkers) || "
-        "(self.minWorkers <= self.numWorkers && self.numWorkers <= self.maxWorkers)",
-        "numWorkers lies between minWorkers and maxWorkers, and minWorkers is not the greater of the two: correct them",
-        ".numWorkers",
-        lambda spec: (
-            spec.min_workers is None
-            or spec.max_workers is None
-            or spec.min_workers <= spec.num_workers <= spec.max_workers
+        Rule(
+            "!has(self.topology) || !has(self.topology.parameterServer) || "
+            "self.topology.parameterServer.backupWorkers < self.numWorkers",
+            "topology.parameterServer.backupWorkers must be fewer than numWorkers, a round needs somebody's gradient: "
+            "lower it, or ask for more workers",
+            ".topology",
+            lambda spec: (
+                spec.topology.parameter_server is None
+                or spec.topology.parameter_server.backup_workers < spec.num_workers
+            ),
         ),
-    ),
-    Rule(
-        f"!has(self.minWorkers) || !(has(self.image) || {_ANY_CLASSIC} || self.launcher != 'Torchrun' || "
-        "(has(self.topology) && self.topology.type != 'AllReduce'))",
-        "a job is elastic where any number of workers can go on from its checkpoints: classifier or script, in the "
-        "platform's image, under topology AllReduce. Remove minWorkers and maxWorkers, or what is in their way",
-        ".minWorkers",
-        lambda spec: (
-            spec.min_workers is None
-            or not (
-                spec.image is not None
-                or any(spec.classic)
-                or spec.launcher != "Torchrun"
-                or spec.topology.type != "AllReduce"
-            )
+        Rule(
+            "!has(self.minWorkers) || !has(self.maxWorkers) || "
+            "(self.minWorkers <= self.numWorkers && self.numWorkers <= self.maxWorkers)",
+            "numWorkers lies between minWorkers and maxWorkers, and minWorkers is not the greater of the two: correct "
+            "them",
+            ".numWorkers",
+            lambda spec: (
+                spec.min_workers is None
+                or spec.max_workers is None
+                or spec.min_workers <= spec.num_workers <= spec.max_workers
+            ),
         ),
+        unless="has(self.maxWorkers)",  # an elastic job
     ),
     Rule(
-        "self.numWorkers == oldSelf.numWorkers || (has(self.minWorkers) && has(self.maxWorkers))",
+        "(has(self.minWorkers) && has(self.maxWorkers)) || self.numWorkers == oldSelf.numWorkers",
         "numWorkers cannot change once the job exists, unless minWorkers and maxWorkers are set: "
         "create a TrainingJob with another name, or delete this one first",
         ".numWorkers",

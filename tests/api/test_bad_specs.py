@@ -87,6 +87,20 @@ def test_a_running_job_cannot_become_another(rest: Rest, running_job: dict[str, 
     assert f"spec.{field}" in answer.fields
 
 
+@pytest.mark.parametrize("gone", ["nodeSelector", "ttlSecondsAfterFinished"])
+def test_a_running_job_cannot_exchange_one_field_for_another(rest: Rest, gone: str) -> None:
+    """The number of fields stays the same then."""
+    spec = {"nodeSelector": {"disk": "ssd"}, "ttlSecondsAfterFinished": 60}
+    job: dict[str, Any] = merge_patch(GOOD_JOB, {"metadata": {"name": f"exchanged-{gone.lower()}"}, "spec": spec})
+    assert rest("POST", path_of(job, collection=True), job).accepted
+    exchanged = {"spec": {gone: None, "priorityClassName": "high"}}
+    answer = rest("PATCH", path_of(job), exchanged, content_type=MERGE, dryRun="All")
+    assert answer.status == 422
+    assert "cannot change once the job exists" in answer.message
+    without = {"spec": {"ttlSecondsAfterFinished": None}}
+    assert rest("PATCH", path_of(job), without, content_type=MERGE, dryRun="All").accepted
+
+
 def test_how_often_a_running_job_is_restarted_may_change(rest: Rest, running_job: dict[str, Any]) -> None:
     patch = {"spec": {"restartPolicy": {"maxRestarts": 2}}, "metadata": {"labels": {"a": "b"}}}
     answer = rest("PATCH", path_of(running_job), patch, content_type=MERGE, fieldValidation="Strict")

@@ -101,12 +101,18 @@ class ControlPlane:
     The API server can be stopped and started again on the same port and data, to test what a client does meanwhile.
     """
 
-    def __init__(self, folder: Path, *, audit: bool = False) -> None:
-        """`audit` writes every request to `audit.log`, one JSON event (audit.k8s.io/v1, level Metadata) a line."""
+    def __init__(self, folder: Path, *, audit: bool = False, gogc: int = 100) -> None:
+        """
+        Args:
+            folder: Where everything goes.
+            audit: Write every request to `audit.log`, one JSON event (audit.k8s.io/v1, level Metadata) a line.
+            gogc: Percent by which kube-apiserver's heap grows before Go collects it again; Go's default is 100.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.kubeconfig = folder / "kubeconfig"
         self.audit_log = folder / "audit.log" if audit else None
+        self._gogc = gogc
         etcd_port, peer_port, self._port = free_ports(3)
         self._etcd_url = f"http://127.0.0.1:{etcd_port}"
         self._peer_url = f"http://127.0.0.1:{peer_port}"
@@ -184,6 +190,7 @@ class ControlPlane:
                 *audit_flags,
             ],
             self.folder / "kube-apiserver.log",
+            {"GOGC": str(self._gogc)},
         )
         # The certificate exists only once the server has made it; its name and CA are checked by every later client.
         unverified = ssl._create_unverified_context()

@@ -153,9 +153,9 @@ def calls_made(metrics_port: int) -> float:
     )
 
 
-def run(count: int, workers: int, folder: Path) -> Result:
+def run(count: int, workers: int, folder: Path, gogc: int = 100) -> Result:
     """One size on a fresh control plane."""
-    plane = ControlPlane(folder)
+    plane = ControlPlane(folder, gogc=gogc)
     plane.start()
     operator: subprocess.Popen[bytes] | None = None
     try:
@@ -232,11 +232,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.operator_scale", description=__doc__)
     parser.add_argument("counts", nargs="*", type=int, default=[500, 1000, 2000], help="TrainingJobs of each run")
     parser.add_argument("--workers", type=int, default=2, help="pods of each TrainingJob")
+    parser.add_argument("--gogc", type=int, default=100, help="GOGC of kube-apiserver; 100 is what it comes with")
     options = parser.parse_args(arguments)
     results = []
     for count in options.counts:
         with tempfile.TemporaryDirectory(prefix="headrace-scale-") as folder:
-            results.append(run(count, options.workers, Path(folder)))
+            results.append(run(count, options.workers, Path(folder), options.gogc))
             print(results[-1], file=sys.stderr, flush=True)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     print(
@@ -245,6 +246,7 @@ def main(arguments: list[str]) -> int:
                 "benchmark": "operator_scale",
                 "machine": {"cpus": os.cpu_count(), "memory_gib": round(memory), "python": platform.python_version()},
                 "workers_per_resource": options.workers,
+                "kube_apiserver_gogc": options.gogc,
                 "results": [asdict(result) for result in results],
             }
         )

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
+from controllers.runtime.apply import RESTORE_AFTER
 from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
 from controllers.runtime.objects import POD, SERVICE, Key, Manifest, key_of
 from controllers.runtime.plan import Apply, Delete, Event, Plan
@@ -126,7 +127,9 @@ def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
         applies.append(Apply(POD, gang.member(job, pod, native, run.pod_attempt)))
 
     new = status.going_on(run, settings, trouble)
-    again = min((after for after in (look_again(run), pause) if after), default=None)
+    # An Apply of what is lost does nothing while the one before it is young.
+    restore = timedelta(seconds=RESTORE_AFTER) if lost else None
+    again = min((after for after in (look_again(run), pause, restore) if after), default=None)
     hold = status.may_wait(run, new)
     if hold is not None:
         return Plan(applies=applies, requeue_after=min(hold, again or hold))

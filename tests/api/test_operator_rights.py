@@ -36,7 +36,7 @@ RARE: dict[str, Callable[[str, str, str], bool]] = {
         verb == "delete"
     ),
     "the same Event came again within minutes": lambda _, resource, verb: (resource, verb) == ("events", "patch"),
-    "the name of a pod was taken": lambda _, resource, verb: (resource, verb) == ("pods", "get"),
+    "the name of a child was taken": lambda _, resource, verb: resource in ("pods", "podgroups") and verb == "get",
     "which gang scheduling a cluster serves depends on its release; priorities are read where it serves none": (
         lambda group, resource, _: group == "scheduling.k8s.io" and resource in ("priorityclasses", "workloads")
     ),

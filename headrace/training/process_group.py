@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,8 +21,6 @@ from headrace.training.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-SETTLING = 0.1
-"""Seconds for the threads of a process group to let go of the last collective's tensors."""
 _CHUNK = 64 << 20
 """Bytes of one broadcast: bounds the memory that a transfer takes besides its data."""
 
@@ -115,15 +112,21 @@ def join(environment: Environment) -> Group:
 
 def leave() -> None:
     """Take the default process group down, where there is one."""
+    import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    backend = None
+    if dist.get_backend() == "gloo" and dist.group.WORLD is not None:
+        # A thread of gloo that lets go of a collective's last tensor needs the interpreter's lock. torch's registry
+        # would destroy gloo with that lock held, waiting for the thread, and both would wait for ever. Whoever holds
+        # the backend itself lets go of it without the lock.
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    dist.destroy_process_group()
+    del backend
 
 
-        # A thread of gloo that lets go of a collective's last tensor needs the interpreter's lock, and the group's
-        # destructor holds that while it waits for the thread: both would wait for ever.
-        time.sleep(SETTLING)
 def broadcast_bytes(data: bytes | None, device: Any, source: int = 0) -> bytes:
     """The `data` of rank `source` on every rank; the others pass None."""
     import numpy as np

@@ -131,4 +131,5 @@ class StepClock:
             return 0.0
         measured = self._ddp._get_ddp_logging_data()
         shared = measured.get("avg_backward_compute_comm_overlap_time", 0)
-        return max(0.0, (measured.get("avg_backward_comm_time", 0) - shared) / 1e9)
+        exposed = float(measured.get("avg_backward_comm_time", 0)) - float(shared)
+        return max(0.0, exposed / 1e9)

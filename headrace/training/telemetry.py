@@ -93,7 +93,7 @@ class Exporter:
         from prometheus_client import CollectorRegistry, start_http_server
 
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)  # type: ignore[arg-type]
+        registry.register(self)
         try:
             self._server, _ = start_http_server(port, registry=registry)
         except OSError as error:

@@ -373,7 +373,11 @@ class _Reading:
         if failed:
             raise RuntimeError(f"another worker could not read the checkpoint of step {step}; see its log")
         if damaged:
-            found_here = trouble if isinstance(trouble, Damaged) else Damaged("another worker found it damaged")
+            found_here = (
+                trouble
+                if isinstance(trouble, Damaged)
+                else Damaged("another worker found a file of it damaged, see its log")
+            )
             folder.pass_over(step, found_here)
             return None
         for index, suffix in enumerate(shared):

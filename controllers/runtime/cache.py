@@ -34,7 +34,7 @@ PAGE_SIZE = 500
 """Objects per page of a list."""
 WATCH_SECONDS = (240, 300)
 """Range of a watch's length; random, so that the watches of many types do not all end at once."""
-PATIENCE = (3.0, 30.0)
+PATIENCE = (3.0, 60.0)
 """Range of `CacheSet.patience` in seconds; the first is that of an API server that has little to do."""
 SILENCE = 100.0
 """Seconds without any event that mean a dead connection; the server sends a bookmark about every minute."""

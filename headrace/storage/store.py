@@ -7,6 +7,7 @@ multipart upload work; elsewhere the bytes go to a temporary file beside the tar
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,9 +39,11 @@ class Store:
     Every method takes a path relative to the URI and raises a StorageError that names the whole URI.
     """
 
-    def __init__(self, uri: str, location: Location) -> None:
+    def __init__(self, uri: str, location: Location, written: threading.Event | None = None) -> None:
         self.uri = uri.rstrip("/")
         self._location = location
+        # Set once something was written here, by this store or one of a folder in it.
+        self._written = written or threading.Event()
 
     @classmethod
     def open(cls, uri: str, credentials: Credentials | Mapping[str, str] | Path | None = None) -> Store:
@@ -75,7 +78,7 @@ class Store:
         """The store of a folder in this one; it need not exist."""
         location = self._location
         inner = Location(location.scheme, location.filesystem, self.path_of(path), location.server)
-        return Store(self.uri_of(path), inner)
+        return Store(self.uri_of(path), inner, self._written)
 
     @contextmanager
     def errors(self, path: str = "") -> Iterator[None]:
@@ -100,6 +103,7 @@ class Store:
             if self._location.scheme == "s3":
                 with self._nothing_to_find(path):
                     self._write(target, data)
+                self._written.set()
                 return
             parent, _, name = target.rpartition("/")
             self.filesystem.create_dir(parent, recursive=True)
@@ -196,18 +200,19 @@ class Store:
 
     @contextmanager
     def _nothing_to_find(self, path: str) -> Iterator[None]:
-        """A write asks for nothing that could be missing but the bucket: a store that is just ending or just beginning
-        says so all the same, and cannot work now.
+        """A write asks for nothing that could be missing but the bucket, and not even that where it was written to
+        before: a store that is just ending or just beginning says so all the same, and cannot work now.
         """
         try:
             yield
         except OSError as error:
             if isinstance(translate(error, self.uri_of(path), self._location.server), NotFound):
-                self.require_bucket(path)
+                if not self._written.is_set():
+                    self.require_bucket(path)
                 raise Unreachable(
                     self.uri_of(path),
-                    f"{self._location.server} has the bucket and did not take the file: {' '.join(str(error).split())}",
-                    "see the store's log if this goes on",
+                    f"{self._location.server} had the bucket and did not take the file: {' '.join(str(error).split())}",
+                    "see whether the bucket is still there, and the store's log",
                 ) from error
             raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import threading
 from pathlib import Path
 
@@ -203,9 +204,20 @@ class Ending:
 def test_a_write_that_finds_nothing_is_tried_again_unless_the_bucket_is_missing() -> None:
     # RFC 9110 lets a server answer any request with 404; S3's PutObject has no such error but NoSuchBucket.
     store = Store("s3://lake/run", Location("s3", Ending(bucket=True), "lake/run", "http://s3.example"))
-    with pytest.raises(Unreachable, match=r"s3://lake/run/x: http://s3.example has the bucket") as caught:
+    with pytest.raises(Unreachable, match=r"s3://lake/run/x: http://s3.example had the bucket") as caught:
         store.write_bytes("x", b"x")
     assert caught.value.retryable
     store = Store("s3://lake/run", Location("s3", Ending(bucket=False), "lake/run", "http://s3.example"))
     with pytest.raises(NotFound, match=r"the bucket does not exist at http://s3\.example"):
         store.write_bytes("x", b"x")
+
+
+def test_a_bucket_that_was_written_to_is_not_believed_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = Ending(bucket=False)
+    store = Store("s3://lake/run", Location("s3", ending, "lake/run", "http://s3.example"))
+    refused = ending.open_output_stream
+    monkeypatch.setattr(ending, "open_output_stream", lambda path: io.BytesIO(), raising=False)
+    store.write_bytes("run.json", b"{}")
+    monkeypatch.setattr(ending, "open_output_stream", refused)
+    with pytest.raises(Unreachable, match="see whether the bucket is still there"):
+        store.folder("checkpoints").write_bytes("x", b"x")

@@ -8,9 +8,11 @@ export UV
 export PATH := $(dir $(UV)):$(PATH):/usr/sbin:/sbin
 RUN := $(UV) run --frozen --no-sync
 PYTEST := $(RUN) python -m pytest
+# For tests that mostly wait; each process has control planes of its own.
+PARALLEL := --numprocesses=2 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system cluster images demo test lint unit api image e2e bench down
+.PHONY: help setup system cluster images demo test checks lint generate unit api image e2e bench down
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,18 +33,26 @@ $(UV):
 cluster: setup ## the local cluster: one control plane, workers in zones a, b, c
 	@$(RUN) headrace cluster up
 
-images: cluster ## this checkout's images, in the nodes of the cluster
-	@$(RUN) headrace cluster load
+images: setup ## the cluster with this checkout's images in its nodes
+	@$(RUN) headrace cluster up --load
 
 demo: images ## train on three zones, serve, kill the primary, see the fallback answer
 	@$(RUN) python -m cluster.demo
 
-test: lint unit api image e2e ## everything
+# Linters and unit tests need no cluster: they run while it comes up.
+test: setup ## everything
+	@$(MAKE) --no-print-directory --jobs=2 checks images
+	@$(MAKE) --no-print-directory api
+	@$(MAKE) --no-print-directory image
+	$(PYTEST) --timeout=600 tests/e2e
+
+checks: lint
+	@$(MAKE) --no-print-directory unit
 
 lint: setup ## ruff, mypy, import-linter
 	$(RUN) ruff check
 	$(RUN) ruff format --check
-	$(RUN) mypy headrace controllers operator cluster tests benchmarks
+	$(RUN) mypy --cache-dir $(CACHE)/mypy headrace controllers operator cluster tests benchmarks
 	$(RUN) lint-imports
 
 generate: setup ## what follows from the models and the controllers: CRDs, their page, the chart's RBAC
@@ -56,7 +66,7 @@ unit: setup ## no cluster; helm renders the chart
 
 api: setup ## against a real API server without nodes
 	@$(RUN) python -m cluster.tools kube-apiserver etcd kubectl helm versitygw > /dev/null
-	$(PYTEST) tests/api
+	$(PYTEST) $(PARALLEL) tests/api
 
 image: setup ## the trainer with PyTorch, inside its image
 	$(RUN) python -m tests.image.run

@@ -29,6 +29,7 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -43,6 +44,7 @@ from controllers.runtime.errors import ReconcileError, RetryError, TerminalError
 from controllers.runtime.objects import MANAGED_LABELS, POD, ROLE_BINDING, Key, Manifest, ObjectType, key_of
 from controllers.runtime.plan import Apply, Delete
 from controllers.runtime.store import ObjectStore, Owner, controlling_owner
+from headrace.api.meta import parse_quantity
 
 logger = logging.getLogger(__name__)
 
@@ -382,6 +384,26 @@ def check_owner(owner: Manifest, type_: ObjectType, key: Key, holder: Owner | No
     )
 
 
+_QUOTA = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
+
+
+def _quota(message: str) -> str:
+    """The API server's words on a quota, with what is missing; as they are where they are others."""
+    match = _QUOTA.search(message)
+    if match is None:
+        return message
+    asked, used, limit = (dict(item.split("=", 1) for item in text.split(",")) for text in match.groups()[1:])
+    try:
+        short = [
+            f"{name} is short of {missing:g} (asks for {asked[name]}, {used[name]} of {limit[name]} are used)"
+            for name in asked
+            if (missing := parse_quantity(asked[name]) + parse_quantity(used[name]) - parse_quantity(limit[name])) > 0
+        ]
+    except (KeyError, ValueError):  # other words than those known: the whole message says it too
+        return message
+    return f"ResourceQuota {match[1]}: {', '.join(short)}" if short else message
+
+
 def typed_error(error: ApiError, what: str) -> ReconcileError:
     """The typed error of a refused request."""
     if error.transient:
@@ -389,7 +411,15 @@ def typed_error(error: ApiError, what: str) -> ReconcileError:
     if error.status == 403 and "exceeded quota" in error.message:
         return WaitError(
             "QuotaExceeded",
-            f"{what} does not fit into the namespace's quota: {error.message}; raise the quota or free some of it",
+            f"{what} does not fit into the namespace's quota: {_quota(error.message)}; raise the quota or free some of "
+            "it",
+        )
+    if error.status == 403 and "failed quota" in error.message:
+        return WaitError(
+            "QuotaNeedsResources",
+            f"The namespace's quota counts what {what} does not say: {error.message}; set it in resources.requests or "
+            "resources.limits",
+            after=timedelta(minutes=5),
         )
     if error.status == 403 and "PodSecurity" in error.message:
         return TerminalError(

@@ -17,7 +17,7 @@ from typing import Any
 
 from controllers.runtime.conditions import Wanted, conditions
 from controllers.runtime.plan import Event, Plan
-from controllers.runtime.podstate import node_of
+from controllers.runtime.podstate import Problem, node_of
 from controllers.runtime.settings import Settings
 from controllers.trainingjob.builders import storage_uri
 from controllers.trainingjob.names import selector
@@ -105,6 +105,9 @@ def group_is_late(run: Run) -> Hold | None:
     held = [pod for pod in run.present if node_of(pod)]
     waiting = [run.name(index) for index, pod in enumerate(run.workers) if pod is None or not node_of(pod)]
     why = worker_is_unschedulable(run)
+    said = condition_of(run.job.status or TrainingJobStatus(), "Ready")
+    if said is not None and said.reason.startswith("Quota"):
+        why = Problem(said.reason, said.message)  # as the API server refused the pods that are not there
     shown = ", ".join(waiting[:3]) + (f" and {len(waiting) - 3} more" if len(waiting) > 3 else "")
     missing = why.message if why is not None else f"{shown} could not be created or placed"
     places = f" ({names(held)})" if held else ""
@@ -184,7 +187,9 @@ def wait(run: Run, settings: Settings, held: Hold) -> Plan:
     new = before.model_copy(update=figures).manifest()
     wanted = [
         Wanted("Ready", False, held.reason, held.message),
-        Wanted("Scheduled", False, held.reason, "see condition Ready"),
+        Wanted(
+            "Scheduled", False, held.wanted[0].reason if held.reason == QUEUED else held.reason, "see condition Ready"
+        ),
         Wanted("Running", False, held.reason, "see condition Ready"),
         Wanted("Restarting", False, "NotRestarting"),
         Wanted("Succeeded", False, "InProgress"),

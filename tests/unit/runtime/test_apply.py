@@ -127,6 +127,22 @@ def test_the_hash_follows_the_content_and_not_the_order_of_keys() -> None:
         (
             403,
             "Forbidden",
+            'pods "a" is forbidden: exceeded quota: q, requested: cpu=500m,pods=1, used: cpu=2,pods=5, limited: cpu=2,pods=9',
+            WaitError,
+            "QuotaExceeded",
+            "ResourceQuota q: cpu is short of 0.5 (asks for 500m, 2 of 2 are used); raise the quota",
+        ),
+        (
+            403,
+            "Forbidden",
+            'pods "a" is forbidden: failed quota: q: must specify limits.cpu for: worker',
+            WaitError,
+            "QuotaNeedsResources",
+            "set it in resources.requests or resources.limits",
+        ),
+        (
+            403,
+            "Forbidden",
             'violates PodSecurity "restricted"',
             TerminalError,
             "PodSecurityViolation",

@@ -127,14 +127,6 @@ def test_the_hash_follows_the_content_and_not_the_order_of_keys() -> None:
         (
             403,
             "Forbidden",
-            'pods "a" is forbidden: exceeded quota: q, requested: cpu=500m,pods=1, used: cpu=2,pods=5, limited: cpu=2,pods=9',
-            WaitError,
-            "QuotaExceeded",
-            "ResourceQuota q: cpu is short of 0.5 (asks for 500m, 2 of 2 are used); raise the quota",
-        ),
-        (
-            403,
-            "Forbidden",
             'pods "a" is forbidden: failed quota: q: must specify limits.cpu for: worker',
             WaitError,
             "QuotaNeedsResources",
@@ -160,3 +152,11 @@ def test_a_refusal_becomes_a_typed_error_with_object_and_remedy(
     assert "Pod ml/digits-worker-0" in error.message
     assert message in error.message
     assert remedy in error.message
+
+
+def test_a_quota_without_room_is_named_with_what_is_missing() -> None:
+    """The words are those of the ResourceQuota admission plugin."""
+    asked = "requested: cpu=500m,pods=1, used: cpu=2,pods=5, limited: cpu=2,pods=9"
+    refused = ApiError(403, "Forbidden", f'pods "a" is forbidden: exceeded quota: q, {asked}')
+    said = typed_error(refused, "Pod ml/a").message
+    assert "ResourceQuota q: cpu is short of 0.5 (asks for 500m, 2 of 2 are used); raise the quota" in said

@@ -25,6 +25,8 @@ MEMBERS = "workers"
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 KUEUE_GROUP = "kueue.x-k8s.io/pod-group-name"
 KUEUE_COUNT = "kueue.x-k8s.io/pod-group-total-count"
+KUEUE_RETRIABLE = "kueue.x-k8s.io/retriable-in-group"
+"""Pods that are `false` here are not waited for when they failed: an attempt that ended gives its quota back."""
 KUEUE_GATE = "kueue.x-k8s.io/admission"
 
 
@@ -128,7 +130,7 @@ def member(job: TrainingJob, pod: Manifest, api: GangAPI | None, attempt: int) -
         annotations: Mapping[str, str] = {}
         if is_group(job):
             labels[KUEUE_GROUP] = f"{job.metadata.name}-{attempt}"
-            annotations = {KUEUE_COUNT: str(job.spec.num_workers)}
+            annotations = {KUEUE_COUNT: str(job.spec.num_workers), KUEUE_RETRIABLE: "false"}
         metadata = {
             **metadata,
             "labels": {**metadata["labels"], **labels},

@@ -134,6 +134,7 @@ def test_pods_of_a_job_in_a_queue_of_kueue_are_one_of_its_groups() -> None:
         assert item["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
         assert item["labels"]["kueue.x-k8s.io/pod-group-name"] == "digits-1"
         assert item["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "3"
+        assert item["annotations"]["kueue.x-k8s.io/retriable-in-group"] == "false"
     (lone,) = (item.manifest["metadata"] for item in planned(labelled(1)).applies if item.type == POD)
     assert lone["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
     assert "kueue.x-k8s.io/pod-group-name" not in lone["labels"]

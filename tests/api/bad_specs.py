@@ -118,6 +118,15 @@ DURATION = "write a duration such as 250ms, 30s, 5m or 1h30m"
 STORAGE = "write a storage address such as s3://bucket/path"
 
 JOBS: tuple[Bad, ...] = (
+    job("suspend that is no boolean", {"suspend": "yes"}, "spec.suspend", "must be of type boolean", python=False),
+    job(
+        "negative time to live",
+        {"ttlSecondsAfterFinished": -1},
+        "spec.ttlSecondsAfterFinished",
+        "greater than or equal",
+    ),
+    job("gang timeout of zero", {"scheduling": {"timeout": "0s"}}, "spec.scheduling.timeout", "above zero"),
+    job("gang timeout in words", {"scheduling": {"timeout": "5 minutes"}}, "spec.scheduling.timeout", DURATION),
     job("nothing to run", {"classifier": None}, "spec", "(built-in trainers), script and command"),
     job("two things to run", {"script": {"path": "/a.py"}, "image": "x"}, "spec", "set exactly one of classifier"),
     job("command without image", {"classifier": None, "command": ["python"]}, "spec.image", "set image"),
@@ -287,7 +296,12 @@ JOBS: tuple[Bad, ...] = (
         "spec.classifier.learningRate",
         "should be greater than 0",
     ),
-    job("unknown optimizer", {"classifier": {"optimizer": "adam"}}, "spec.classifier.optimizer", '"Adam", "SGD"'),
+    job(
+        "unknown optimizer of the classifier",
+        {"classifier": {"optimizer": "adam"}},
+        "spec.classifier.optimizer",
+        '"Adam", "SGD"',
+    ),
     job(
         "layer without units",
         {"classifier": {"hiddenSizes": [64, 0]}},

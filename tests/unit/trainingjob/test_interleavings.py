@@ -20,6 +20,7 @@ from controllers.trainingjob.failure import SETTLING
 from controllers.trainingjob.names import ATTEMPT
 from controllers.trainingjob.observed import Observed
 from controllers.trainingjob.plan import LONGEST_BACKOFF, plan
+from controllers.trainingjob.run import first_round_of
 from tests.unit.trainingjob.worlds import NODES, NOW, SETTINGS, conditions, job, running, with_status
 
 WORKERS = 3
@@ -128,6 +129,11 @@ class Interleavings(RuleBasedStateMachine):
         names = [name for name, item in sorted(self.cluster.pods.items()) if item["status"]["phase"] in phases]
         return self.cluster.pods[data.draw(st.sampled_from(names))] if names else None
 
+    def _under_way(self, item: Manifest) -> int:
+        """The attempt that a pod's end is the end of: a later one than its own where another pod was replaced."""
+        peers = [other for other in self.cluster.pods.values() if attempt(other) == attempt(item)]
+        return max([attempt(item), *map(first_round_of, peers)])
+
     @rule()
     def the_operator_looks(self) -> None:
         self.cluster.refresh()
@@ -169,7 +175,7 @@ class Interleavings(RuleBasedStateMachine):
         if item is None:
             return
         if code and not item["metadata"].get("deletionTimestamp"):
-            (self.cluster.losses if code == 143 else self.cluster.failures).add(attempt(item))
+            (self.cluster.losses if code == 143 else self.cluster.failures).add(self._under_way(item))
         self.cluster.end(item, code)
 
     @rule(data=st.data(), force=st.booleans())
@@ -177,7 +183,7 @@ class Interleavings(RuleBasedStateMachine):
         item = self._pick(data, "Pending", "Running")
         if item is None:
             return
-        self.cluster.losses.add(attempt(item))
+        self.cluster.losses.add(self._under_way(item))
         if force:
             del self.cluster.pods[item["metadata"]["name"]]
         else:

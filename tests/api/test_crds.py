@@ -42,7 +42,8 @@ def create(rest: Rest, base: Manifest, name: str, spec: Any = None) -> Manifest:
 def test_what_will_happen_is_written_into_the_resource(rest: Rest) -> None:
     spec = create(rest, GOOD_JOB, "defaults")["spec"]
     assert spec["topology"] == {"type": "AllReduce", "allReduce": "Ring", "zoneSpread": "Spread"}
-    assert spec["checkpoint"] == {"interval": "30s", "keep": 2}
+    assert spec["checkpoint"] == {"interval": "30s", "keep": 2, "writers": "RankZero"}
+    assert (spec["suspend"], spec["scheduling"]) == (False, {"timeout": "5m"})
     assert spec["restartPolicy"] == {"maxRestarts": 10, "window": "1h"}
     assert spec["classifier"]["hiddenSizes"] == [64]
     assert "env" not in spec
@@ -110,6 +111,7 @@ def test_one_line_says_how_far_a_job_is(rest: Rest) -> None:
     assert row == {
         "Name": "shown",
         "Workers": "2/3",
+        "Servers": None,
         "Ready": "True",
         "Reason": "Training",
         "Progress": 40,

@@ -226,7 +226,7 @@ def test_a_worker_that_does_not_reach_the_others_is_replaced() -> None:
     assert condition(plan, "Ready")["reason"] == "WorkerUnreachable"
 
 
-ELASTIC = {"numWorkers": 3, "minWorkers": 2, "maxWorkers": 4}
+ELASTIC: dict[str, Any] = {"numWorkers": 3, "minWorkers": 2, "maxWorkers": 4}
 
 
 def test_an_elastic_job_says_how_many_it_may_have() -> None:

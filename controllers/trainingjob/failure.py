@@ -147,17 +147,18 @@ def _out_of_reach(run: Run, pod: Manifest) -> Verdict | None:
 
 
 def every_worker_succeeded(run: Run) -> Verdict | None:
-    first = run.workers[0]
-    # Worker 0's agent ends with success when all have finished that took part; an elastic job may lack some.
-    elastic = run.job.spec.min_workers is not None and first is not None and phase(first) == "Succeeded"
-    if not elastic and not all(pod is not None and phase(pod) == "Succeeded" for pod in run.workers):
+    taking_part = _taking_part(run)
+    if not all(pod is not None and phase(pod) == "Succeeded" for pod in taking_part):
         return None
-    return Verdict(Outcome.SUCCEEDED, "Succeeded", f"all {taking_part(run)} workers finished")
+    return Verdict(Outcome.SUCCEEDED, "Succeeded", f"all {len(taking_part)} workers finished")
 
 
-def taking_part(run: Run) -> int:
-    """Workers of the last round."""
-    return run.group.workers if run.group and run.group.workers else len(run.workers)
+def _taking_part(run: Run) -> list[Manifest | None]:
+    """Workers of the last round: an elastic job may have asked for some that never came."""
+    order = run.group.order if run.group else None
+    if run.job.spec.min_workers is None or not order:
+        return list(run.workers)
+    return [run.workers[index] for index in order if index < len(run.workers)]
 
 
 def configuration_cannot_work(run: Run) -> Verdict | None:

@@ -249,7 +249,9 @@ def test_a_worker_too_many_may_save_before_it_goes() -> None:
 
 def test_an_elastic_job_ends_with_those_that_took_part() -> None:
     of = job(**ELASTIC)
-    first, second, _ = three(of, workers=2, state="Ended")
-    plan = planned(under_way(of), [ended(first, 0), ended(second, 0), pod(of, 2)])
+    first, second, _ = three(of, workers=2, order=[0, 1], state="Ended")
+    waiting = planned(under_way(of), [ended(first, 0), second, pod(of, 2)])
+    assert condition(waiting, "Succeeded")["status"] == "False", "the second is about to say so too"
+    plan = planned(under_way(of), [first, ended(second, 0), pod(of, 2)])
     assert condition(plan, "Succeeded")["status"] == "True"
     assert "2 workers" in condition(plan, "Succeeded")["message"]

@@ -20,7 +20,7 @@ cores (Intel Xeon, torch 2.6, load 0.8; `python -m benchmarks.parameter_server t
     frames on TCP, asyncio                  0.5     7.6      93
 
 No way is clearly faster over these sizes, so other things decide. A gloo group has fixed members and ends with the
-first that dies. RPC has fixed members as well, unpickles what it receives, and is in maintenance mode, as TensorPipe is.
-Over TCP a worker or server may die and come back, and nothing that is received is ever executed. Threads and asyncio are
-within a quarter of each other; a thread per connection makes the wait at a barrier a plain condition variable.
+first that dies. RPC has fixed members as well, unpickles what it receives, and is in maintenance mode. Over TCP a
+worker or server may die and come back, and nothing that is received is ever executed. Threads and asyncio are within
+a quarter of each other; a thread per connection makes the wait at a barrier a plain condition variable.
 """

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ def join(environment: Environment) -> Group:
         ConfigurationError: GPUs were asked for and torch sees none, or fewer than processes.
         RuntimeError: the workers did not all appear in time, or the group could not be made (torch's error).
     """
+    if environment.topology.type == "ParameterServer":
+        # Workers have only the servers in common, and may come and go: each is a group of its own.
+        environment = replace(environment, rank=0, world_size=1, master=None)
     # Read when OpenMP is loaded. Threads that spin at barriers slow small steps fiftyfold where CPUs are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch

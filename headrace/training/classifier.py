@@ -1,10 +1,8 @@
 """The built-in trainer: a multilayer perceptron, trained by all workers on the same sequence of global batches.
 
 Each step takes `batch_size` rows in an order fixed by the seed, whatever the number of workers; each worker takes its
-part of them. The gradient of the mean loss over the global batch is the sum of the parts' gradients divided by the
-batch's rows. DistributedDataParallel averages over workers, so each part's summed loss is scaled by workers / rows:
-exact, also when the parts differ in size or one is empty. Three workers thus take the steps that one would take, up to
-the rounding of sums in another order.
+part of them, and the topology's strategy takes the step. Under AllReduce and Pipeline three workers thus take the steps
+that one would take, up to the rounding of sums in another order.
 """
 
 from __future__ import annotations
@@ -24,6 +22,8 @@ from headrace.storage import patiently
 from headrace.training.data import Features, Split, Standardization, epoch_order, load, shard, split
 from headrace.training.errors import ConfigurationError, Interrupted
 from headrace.training.run import Run, session
+from headrace.training.strategy import Strategy, strategy
+from headrace.training.strategy.parameter_server import ParameterServerStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +113,10 @@ class _Training:
         self._steps = self._batches * trainer.epochs
         torch.manual_seed(trainer.seed)
         columns = self._inputs.shape[1]
-        self._model = _perceptron(columns, trainer.hidden_sizes, material.classes).to(run.device)
-        self._parallel = _parallel(self._model, run)
-        self._optimizer = _optimizer(self._parallel, trainer)
+        layers = [layer.to(run.device) for layer in _perceptron(columns, trainer.hidden_sizes, material.classes)]
         self._position = Position()
+        self._strategy = self._choose(layers, columns)
+        run.watch(getattr(self._strategy, "parallel", None))
         self._loss = math.nan
         self._last_log = 0.0
 
@@ -130,21 +130,45 @@ class _Training:
                 len(self._material.data.test.labels),
                 self._steps,
             )
-        state = run.checkpoints.restore(self._objects(), self._material.fingerprint)
+        state = run.checkpoints.restore(self._strategy.objects(), self._material.fingerprint)
         if state is not None:
+            self._strategy.restored()
             position.epoch, position.batch, position.step = state["epoch"], state["batch"], state["step"]
         started_at = position.step
         run.report(epoch=position.epoch, epochs=self._trainer.epochs, step=position.step, steps=self._steps)
         while position.epoch < self._trainer.epochs:
             self._train_epoch()
+        model = self._strategy.finish()
         if position.step > started_at:
             self._save()
         if run.rank != 0:
             return {}
-        return self._finish()
+        return self._finish(model)
 
-    def _objects(self) -> dict[str, Any]:
-        return {"model": self._model, "optimizer": self._optimizer}
+    def _choose(self, layers: list[Any], columns: int) -> Strategy:
+        """What the topology asks for; a worker of a parameter server goes on where it, or one before it, was."""
+        if self._run.environment.topology.type == "ParameterServer":
+            from torch import nn
+
+            model = nn.Sequential(*[module for layer in layers for module in layer])
+            served = ParameterServerStrategy(
+                model, self._run, _summed_cross_entropy, self._trainer.learning_rate, self._material.fingerprint
+            )
+            step = min(served.steps, self._steps)
+            self._position = Position(*divmod(step, self._batches), step)
+            return served
+        return strategy(
+            layers,
+            lambda parameters: _optimizer(parameters, self._trainer),
+            _summed_cross_entropy,
+            self._run.environment.topology,
+            self._run.group,
+            self._run.rank,
+            self._run.world_size,
+            self._run.environment.place,
+            columns,
+            self._trainer.batch_size,
+        )
 
     def _train_epoch(self) -> None:
         import torch
@@ -155,9 +179,11 @@ class _Training:
         reported = position.batch
         while position.batch < self._batches:
             batch = order[position.batch * trainer.batch_size : (position.batch + 1) * trainer.batch_size]
-            mine = torch.from_numpy(shard(batch, run.rank, run.world_size)).to(run.device)
-            total[0] += self._step(self._inputs[mine], self._labels[mine], len(batch))
-            total[1] += len(mine)
+            mine = torch.from_numpy(shard(batch, *self._strategy.part)).to(run.device)
+            loss = self._strategy.step(self._inputs[mine], self._labels[mine], len(batch))
+            if self._strategy.counts:
+                total[0] += loss
+                total[1] += len(mine)
             position.batch += 1
             position.step += 1
             run.beat(position.step)
@@ -167,7 +193,7 @@ class _Training:
             if last or position.batch - reported >= REPORT_EVERY:
                 self._report(total)
                 reported = position.batch
-            if run.checkpoints.due():
+            if self._is_time_to_save():
                 self._save()
             if run.must_stop:
                 raise Interrupted
@@ -176,15 +202,13 @@ class _Training:
         if self._on_epoch is not None:
             self._on_epoch(position.epoch, self._loss)
 
-    def _step(self, features: Any, labels: Any, rows: int) -> Any:
-        """One optimiser step; the summed loss of this worker's rows."""
-        from torch.nn.functional import cross_entropy
-
-        self._optimizer.zero_grad(set_to_none=False)
-        loss = cross_entropy(self._parallel(features), labels, reduction="sum")
-        (loss * (self._run.world_size / rows)).backward()
-        self._optimizer.step()
-        return loss.detach()
+    def _is_time_to_save(self) -> bool:
+        """Whether a checkpoint is due now, the same on all processes; what is needed of them is then at rank 0."""
+        if not self._strategy.may_save() or not self._run.checkpoints.due():
+            return False
+        if self._strategy.gathers:
+            self._strategy.gather()
+        return True
 
     def _report(self, total: Any) -> None:
         """The mean loss over all rows since `total` was last zero; every worker must call it at the same step."""
@@ -216,17 +240,19 @@ class _Training:
 
     def _save(self) -> None:
         position = self._position
-        self._run.checkpoints.save(position.step, self._objects(), self._numbers(), epoch=position.epoch, batch=position.batch)
+        self._run.checkpoints.save(
+            position.step, self._strategy.objects(), self._numbers(), epoch=position.epoch, batch=position.batch
+        )
 
     def _numbers(self) -> dict[str, float]:
         """What checkpoint.best may go by."""
         return {"loss": self._loss} if math.isfinite(self._loss) else {}
 
-    def _finish(self) -> dict[str, float]:
+    def _finish(self, model: Any) -> dict[str, float]:
         from headrace.training.evaluation import evaluate, model_files, transform_digest
 
         data, standardization = self._material.data, self._material.standardization
-        evaluated = evaluate(self._model, standardization, data.test, self._material.classes, self._run.device)
+        evaluated = evaluate(model, standardization, data.test, self._material.classes, self._run.device)
         metrics = evaluated.metrics
         if self._run.storage is None:
             self._run.report(metrics=metrics)
@@ -244,7 +270,7 @@ class _Training:
                 "trainer": self._trainer.manifest(),
             }
             self._run.publish(
-                model_files(self._model, standardization, data.test, evaluated, facts),
+                model_files(model, standardization, data.test, evaluated, facts),
                 metrics,
                 self._trainer.manifest(),
                 data=self._data(),
@@ -271,45 +297,27 @@ class _Training:
         }
 
 
-def _perceptron(features: int, hidden_sizes: list[int], classes: int) -> Any:
-    """Linear layers with ReLU between them; the outputs are logits."""
+def _perceptron(features: int, hidden_sizes: list[int], classes: int) -> list[Any]:
+    """Linear layers, each but the last with a ReLU; the outputs are logits."""
     from torch import nn
 
-    sizes = [features, *hidden_sizes, classes]
-    layers: list[Any] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    pairs = list(itertools.pairwise([features, *hidden_sizes, classes]))
+    hidden = [nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU()) for inputs, outputs in pairs[:-1]]
+    return [*hidden, nn.Sequential(nn.Linear(*pairs[-1]))]
 
 
-def _parallel(model: Any, run: Run) -> Any:
-    """The model with gradients averaged over workers.
+def _summed_cross_entropy(outputs: Any, labels: Any) -> Any:
+    from torch.nn.functional import cross_entropy
 
-    DDP lays its buckets out anew after the first backward pass, which can change the order of sums. One pass without
-    effect before training puts that behind us, so that a resumed run computes bit for bit what an uninterrupted one
-    does. It also shows at once whether every worker can be reached.
-    """
-    if run.world_size == 1:
-        return model
-    from torch.nn.parallel import DistributedDataParallel
-
-    devices = [run.device] if run.device.type == "cuda" else None
-    parallel = DistributedDataParallel(model, device_ids=devices)
-    import torch
-
-    width = model[0].in_features
-    for _ in range(2):
-        parallel(torch.zeros(1, width, device=run.device)).sum().backward()
-    parallel.zero_grad(set_to_none=False)
-    return parallel
+    return cross_entropy(outputs, labels, reduction="sum")
 
 
-def _optimizer(model: Any, trainer: ClassifierTrainer) -> Any:
+def _optimizer(parameters: Any, trainer: ClassifierTrainer) -> Any:
     from torch import optim
 
     if trainer.optimizer == "SGD":
-        return optim.SGD(model.parameters(), lr=trainer.learning_rate, momentum=MOMENTUM)
-    return optim.Adam(model.parameters(), lr=trainer.learning_rate)
+        return optim.SGD(parameters, lr=trainer.learning_rate, momentum=MOMENTUM)
+    return optim.Adam(parameters, lr=trainer.learning_rate)
 
 
 def _fingerprint(trainer: ClassifierTrainer, data: str) -> str:

@@ -32,6 +32,7 @@ class Environment:
         attempt: HEADRACE_ATTEMPT, 1 for the first start of the group.
         storage_uri: HEADRACE_STORAGE_URI, folder of the run; empty: nothing is stored.
         topology: HEADRACE_TOPOLOGY, the JSON of spec.topology: how the processes work together.
+        place: HEADRACE_ZONE, the node's zone, or HEADRACE_NODE where zones are not known: who is near whom.
         checkpoint_interval: HEADRACE_CHECKPOINT_INTERVAL in seconds.
         checkpoint_keep: HEADRACE_CHECKPOINT_KEEP.
         evaluation: HEADRACE_EVALUATION, the JSON of spec.evaluation.
@@ -52,6 +53,7 @@ class Environment:
     attempt: int = 1
     storage_uri: str = ""
     topology: Topology = field(default_factory=Topology)
+    place: str = ""
     checkpoint_interval: float = 30.0
     checkpoint_keep: int = 2
     evaluation: Evaluation | None = None
@@ -91,6 +93,7 @@ class Environment:
             attempt=_integer(values, "HEADRACE_ATTEMPT", 1, 1),
             storage_uri=values.get("HEADRACE_STORAGE_URI", "").rstrip("/"),
             topology=_topology(values),
+            place=values.get("HEADRACE_ZONE") or values.get("HEADRACE_NODE", ""),
             checkpoint_interval=_seconds(values, "HEADRACE_CHECKPOINT_INTERVAL", "30s"),
             checkpoint_keep=_integer(values, "HEADRACE_CHECKPOINT_KEEP", 2, 1),
             evaluation=_model(values, "HEADRACE_EVALUATION", Evaluation),

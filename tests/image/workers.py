@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class Workers:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
 
-    def start(self) -> Workers:
-        """Start all of them."""
+    def start(self, own: Sequence[Mapping[str, str]] | None = None) -> Workers:
+        """Start all of them, each with its `own` variables."""
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             port = sock.getsockname()[1]
@@ -55,6 +55,7 @@ class Workers:
                 "HEADRACE_JOB": "test",
                 "HEADRACE_STORAGE_URI": self.storage,
                 **self.variables,
+                **(own[rank] if own else {}),
             }
             log = self.folder / f"worker-{rank}.log"
             with log.open("wb") as output:

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 
 def main() -> None:
@@ -45,9 +46,7 @@ def main() -> None:
             loss = model(x).square().mean()
             loss.backward()
             optimizer.step()
-            report.append(
-                timed(lambda step=step, loss=loss: run.report(step=step + 1, steps=arguments.steps, loss=loss))
-            )
+            report.append(timed(partial(run.report, step=step + 1, steps=arguments.steps, loss=loss)))
             due.append(timed(run.checkpoints.due))
         took = (time.perf_counter() - begun) / arguments.steps
         large = torch.nn.Linear(1024, arguments.megabytes << 8, bias=False)

@@ -24,7 +24,7 @@ SHAPES = {"embedding": (10, 6), "weight": (7, 5), "bias": (3,)}
 """Seven rows on four workers: shards differ in size, and of three rows one worker has none."""
 
 
-class Net(torch.nn.Module):
+class Net(torch.nn.Module):  # type: ignore[misc]
     """Spread over the workers along the first dimension; not at all where `spread` is false."""
 
     def __init__(self, spread: bool) -> None:

@@ -1,6 +1,5 @@
 """Pipelines over gloo, whose messages are waited for one by one.
 
-
 PyTorch before 2.7 hands a batch of messages over and waits for the last of them only. NCCL makes one piece of work of
 a batch, so that is all of them; under gloo the others may still be on their way, and a pipeline that sends and receives
 at once stops for ever. Newer releases wait for all.

@@ -161,7 +161,7 @@ def test_a_worker_that_wrote_no_part_is_named_and_the_one_before_stays(path: Pat
 
 @pytest.mark.parametrize(("mode", "best"), [("Min", 20), ("Max", 40)])
 def test_the_best_is_kept_besides_the_last_ones(path: Path, mode: str, best: int) -> None:
-    target = CheckpointFolder(Store.open(f"file://{path}"), keep=2, best=Best(metric="loss", mode=mode))  # type: ignore[arg-type]
+    target = CheckpointFolder(Store.open(f"file://{path}"), keep=2, best=Best(metric="loss", mode=mode))
     for step, loss in ((10, 0.5), (20, 0.1), (30, 0.4), (40, 0.9), (50, 0.3), (60, 0.2)):
         target.save(step, {"json": b"{}"}, {"loss": loss})
     target.save(70, {"json": b"{}"})

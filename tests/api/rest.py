@@ -79,7 +79,10 @@ class Rest:
             with urllib.request.urlopen(request, timeout=30, context=self._context) as response:
                 return Answer(response.status, json.load(response), tuple(response.headers.get_all("Warning") or ()))
         except urllib.error.HTTPError as error:
-            return Answer(error.code, json.load(error))
+            text = error.read().decode(errors="replace")
+            # A path that is not served yet is answered in plain text.
+            is_json = "json" in error.headers.get("Content-Type", "")
+            return Answer(error.code, json.loads(text) if is_json else {"message": text.strip()})
 
 
 def path_of(manifest: Mapping[str, Any], namespace: str = "default", *, collection: bool = False) -> str:

@@ -10,6 +10,7 @@ import pytest
 from cluster.controlplane import service_account_kubeconfig
 from tests.api.helm import Helm
 from tests.api.rest import MERGE, Rest
+from tests.api.runtime.conftest import wait_until
 
 NAMESPACE = "team"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
@@ -51,7 +52,14 @@ def admin(control_plane: Path, helm: Helm) -> Rest:
 def worker(control_plane: Path, admin: Rest, tmp_path_factory: pytest.TempPathFactory) -> Rest:
     """What runs in the pod `mine`, with the token that is mounted there."""
     target = tmp_path_factory.mktemp("worker") / "kubeconfig"
-    return Rest(service_account_kubeconfig(control_plane, NAMESPACE, "headrace-worker", target, pod="mine"))
+    worker = Rest(service_account_kubeconfig(control_plane, NAMESPACE, "headrace-worker", target, pod="mine"))
+    attempt = {"metadata": {"annotations": {"forbidden": "x"}}}
+
+    def refused() -> bool:
+        return not worker("PATCH", f"{PODS}/mine", attempt, content_type=MERGE, dryRun="All").accepted
+
+    wait_until(refused, "the API server has taken the policy in")
+    return worker
 
 
 def test_a_pod_reports_and_reports_again(admin: Rest, worker: Rest) -> None:

@@ -126,7 +126,7 @@ class LogisticRegressionTrainer(Model):
     """Bring every column to mean 0 and variance 1 first, which is then a part of the model."""
     max_iterations: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Steps of L-BFGS at most."""
-    tolerance: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-6
-    """Largest component of the mean loss's gradient at which training ends."""
+    tolerance: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
+    """Largest component of the mean loss's gradient at which training ends; scikit-learn's default."""
     seed: Seed = 0
     """Seeds the split."""

@@ -194,6 +194,42 @@ JOBS: tuple[Bad, ...] = (
         "set both or neither",
     ),
     job(
+        "a pipeline without stages",
+        {"topology": {"type": "Pipeline"}},
+        "spec.topology.pipeline",
+        "topology.pipeline goes with type Pipeline: set both or neither",
+    ),
+    job(
+        "workers that are no multiple of the stages",
+        {"numWorkers": 3, "topology": {"type": "Pipeline", "pipeline": {"stages": 2}}},
+        "spec.topology",
+        "make numWorkers (times gpu.count) a multiple of topology.pipeline.stages",
+    ),
+    job(
+        "fewer layers than stages",
+        {"topology": {"type": "Pipeline", "pipeline": {"stages": 3}}},
+        "spec.classifier",
+        "add sizes to classifier.hiddenSizes (n sizes make n+1 layers), or choose fewer stages",
+    ),
+    job(
+        "an unknown schedule",
+        {"topology": {"type": "Pipeline", "pipeline": {"stages": 3, "schedule": "ZeroBubble"}}},
+        "spec.topology.pipeline.schedule",
+        "1F1B",
+    ),
+    job(
+        "inner steps of a topology that has none",
+        {"topology": {"type": "AllReduce", "localSGD": {"innerSteps": 10}}},
+        "spec.topology.localSGD",
+        "set that type or remove localSGD",
+    ),
+    job(
+        "an all-reduce of a pipeline",
+        {"topology": {"type": "Pipeline", "pipeline": {"stages": 3}, "allReduce": "Tree"}},
+        "spec.topology.allReduce",
+        "leave it out with other types",
+    ),
+    job(
         "settings of servers without their type",
         {"topology": {"parameterServer": {"servers": 2}}},
         "spec.topology.parameterServer",

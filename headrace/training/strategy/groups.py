@@ -5,9 +5,12 @@ A zone costs a slow link; topologies that know the groups cross it once instead 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _WIDTH = 320
 """Bytes for a place's name; labels and node names have at most 253."""
@@ -50,7 +53,11 @@ def neighbours(place: str, rank: int, device: Any) -> Neighbours:
     """
     import torch.distributed as dist
 
-    groups = group_by_place(all_gather_text(place, device))
+    places = all_gather_text(place, device)
+    groups = group_by_place(places)
+    if rank == 0:
+        named = ", ".join(f"{places[members[0]] or 'unknown'} ({len(members)})" for members in groups)
+        logger.info("%d groups of processes by place: %s", len(groups), named)
     near = leaders = None
     # Every process must take part in making every group, in the same order.
     for members in groups:

@@ -40,7 +40,7 @@ def test_kills_and_a_pause_cost_seconds_and_no_step(kube: Kube) -> None:
     costs["pause"] = recovered(kube, "hurt", 5)
 
     for what, last in costs.items():
-        print(f"{what}: {last['recoverySeconds']} s to the next step ({last['reason']})")  # noqa: T201 - the figure
+        print(f"{what}: {last['recoverySeconds']} s to the next step ({last['message']})")  # noqa: T201 - the figure
     assert costs["pause"]["reason"] == "WorkerHung"
     assert "worker 2) is stopped" in costs["pause"]["message"]
     assert "most recent call first" in kube.run("logs", "hurt-worker-1"), "the stacks of the others are in their logs"

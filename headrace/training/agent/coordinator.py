@@ -173,6 +173,7 @@ class Coordinator:
             member.state = "stopping"
         elif self.phase is Phase.STOPPING and state != "idle":
             self._tell(index, {"type": "stop", "round": hello.get("round"), "grace": 0.0, "dump": False})
+            member.state = "stopping"
         elif same_round and state == "idle":
             self._lost(member, now)
         if same_round and state == "failed" and isinstance(hello.get("failure"), dict):
@@ -204,7 +205,9 @@ class Coordinator:
             self._failed(Failure.parse(index, message.get("failure"), now), now)
         elif kind == "done" and current:
             member.state = "done"
-        elif kind == "stopped":
+        elif kind == "stopped" and (current or member.state != "running"):
+            # One that was told to stop twice, by a lost coordinator and by this one, says so twice: the second word
+            # may come when the next round runs already.
             member.state = "idle"
         elif kind == "leaving":
             member.leaving = True

@@ -220,6 +220,8 @@ class Agent:
     # The training processes
 
     async def _start(self, message: Message) -> None:
+        if self._children:
+            await self._stop_children(0.0, dump=False)
         async with self._busy:
             self._round = int(message["round"])
             self._history = {name: message[name] for name in ("round", "restarts", "recent", "hangs")}

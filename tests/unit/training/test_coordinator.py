@@ -157,6 +157,15 @@ def test_a_new_coordinator_goes_on_counting_where_the_lost_one_was() -> None:
     assert group.kinds(1) == ["stop", "start"]
 
 
+def test_the_second_word_of_a_worker_that_was_told_to_stop_twice_does_not_end_its_next_round() -> None:
+    # Worker 1 was told to stop by the lost coordinator and by the new one; its second "stopped" is late.
+    group = Group().join(1, state="running", round=7, history={"round": 7, "restarts": 0, "recent": [], "hangs": 0})
+    group.join(0, 2).say(1, "stopped", round=7)
+    assert group.coordinator.members[1].state == "running"
+    group.fail(2).wait(1)
+    assert group.kinds(1) == ["stop", "start", "stop", "start"]
+
+
 def test_the_budget_is_a_rate() -> None:
     group = Group(1, max_restarts=2, window=3600.0).join(0)
     for expected in (2, 3):

@@ -229,7 +229,9 @@ class Checkpoints:
                 raise
 
     def settle(self) -> None:
-        """`wait` for a run that failed anyway: what goes wrong is logged."""
+        """`wait` for a run that failed anyway: not long for workers that may be gone, and what goes wrong is logged."""
+        if self._folder is not None:
+            self._folder.failed.set()
         try:
             self.wait()
         except Exception as error:  # noqa: BLE001 - the run's own error is on its way

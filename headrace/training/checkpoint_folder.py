@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 PART_TIMEOUT = 60.0
 """Seconds that worker 0 waits for the others' parts after its own is written."""
+PART_TIMEOUT_OF_FAILED = 3.0
+"""The same once the run has failed: the worker whose part is missing is then most likely the one that is gone."""
 _POLL = (0.02, 0.5)
 """Seconds between two looks for parts: at first, and at most."""
 _READERS = 16
@@ -95,6 +98,7 @@ class CheckpointFolder:
         keep: How many finished ones are kept.
         best: The metric by which one more is kept.
         passed_over: Why checkpoints were not used, in words, as they were met.
+        failed: Set when the run has failed, so that the parts of workers that are gone are not waited for in full.
     """
 
     store: Store
@@ -102,6 +106,7 @@ class CheckpointFolder:
     keep: int = 2
     best: Best | None = None
     passed_over: list[str] = field(default_factory=list)
+    failed: threading.Event = field(default_factory=threading.Event)
 
     def steps(self) -> list[int]:
         """Steps for which there is a folder, finished or not, latest first."""
@@ -160,7 +165,7 @@ class CheckpointFolder:
             The manifest.
 
         Raises:
-            PartMissing: a worker did not write its part within `timeout` seconds.
+            PartMissing: a worker did not write its part within `timeout` seconds, or soon after the run `failed`.
             StorageError: storage failed; nothing that existed is harmed.
         """
         parts = self._parts(step, ranks, timeout, clock)
@@ -261,20 +266,27 @@ class CheckpointFolder:
     ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """(entry, content) of each worker's part, in order of rank."""
         wanted = [self._part(rank) for rank in range(ranks)]
-        deadline, pause = clock() + timeout, _POLL[0]
+        began, pause = clock(), _POLL[0]
+        deadline, failed = began + timeout, False
         missing = set(wanted[1:])
         while missing:
+            if not failed and self.failed.is_set():
+                failed, pause = True, _POLL[0]
+                deadline = min(deadline, clock() + PART_TIMEOUT_OF_FAILED)
             missing -= {entry.path for entry in self.store.list(f"step-{step}")}
             if missing and clock() >= deadline:
                 late = [str(rank) for rank, name in enumerate(wanted) if name in missing]
                 shown = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
                 raise PartMissing(
                     self.store.uri_of(f"step-{step}"),
-                    f"worker {shown} wrote no part of this checkpoint within {timeout:g} s",
+                    f"worker {shown} wrote no part of this checkpoint within {deadline - began:.3g} s",
                     "see that worker's log; every worker must call checkpoints.save at the same step",
                 )
             if missing:
-                time.sleep(pause)
+                if failed:
+                    time.sleep(pause)
+                else:
+                    self.failed.wait(pause)
                 pause = min(2 * pause, _POLL[1])
 
         def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,25 @@ def test_a_worker_that_wrote_no_part_is_named_and_the_one_before_stays(path: Pat
     loaded = folder(path).latest()
     assert loaded is not None
     assert loaded.step == 10
+
+
+def test_parts_of_workers_that_are_gone_do_not_hold_up_a_run_that_failed(path: Path) -> None:
+    """The default wait is a minute: a worker killed in the middle of a save would delay the restart by it."""
+    ours = folder(path, session="ab")
+    ours.write_part(20, 0, {"json": b"{}"}, {})
+    threading.Timer(0.2, ours.failed.set).start()
+    started = time.monotonic()
+    with pytest.raises(PartMissing, match="worker 1 wrote no part"):
+        ours.commit(20, 2)
+    assert time.monotonic() - started < 20
+
+
+def test_parts_that_are_on_their_way_when_a_run_fails_still_make_a_checkpoint(path: Path) -> None:
+    ours, other = folder(path, session="ab"), folder(path, session="ab")
+    ours.write_part(20, 0, {"json": b"{}"}, {})
+    ours.failed.set()
+    threading.Timer(0.2, other.write_part, (20, 1, {}, {})).start()
+    assert ours.commit(20, 2)["step"] == 20
 
 
 @pytest.mark.parametrize(("mode", "best"), [("Min", 20), ("Max", 40)])

@@ -131,13 +131,10 @@ class Applier:
             ReconcileError: The API server would not have it.
             Gone: The resource is no longer there.
         """
-        metadata = resource["metadata"]
-        observed = resource.get("status") or {}
-        wanted = orjson.loads(orjson.dumps(status))
-        digest = _digest(wanted)
-        remembered = (store.type.kind, key_of(resource))
-        if wanted == observed or self._status.get(remembered) == (metadata["uid"], digest, observed):
+        if not self.differs(store.type.kind, resource, status):
             return False
+        metadata = resource["metadata"]
+        wanted = orjson.loads(orjson.dumps(status))
         body = {
             "apiVersion": resource["apiVersion"],
             "kind": resource["kind"],
@@ -156,9 +153,16 @@ class Applier:
         # The server may add defaults to what we sent; that is then not a difference either.
         made = answer.get("status") or {}
         if made != wanted:
-            self._status[remembered] = (metadata["uid"], digest, made)
+            self._status[store.type.kind, key_of(resource)] = (metadata["uid"], _digest(wanted), made)
         store.record(answer)
         return True
+
+    def differs(self, kind: str, resource: Manifest, status: Mapping[str, Any]) -> bool:
+        """Whether this status is another one than the resource has."""
+        observed = resource.get("status") or {}
+        wanted = orjson.loads(orjson.dumps(status))
+        written = resource["metadata"]["uid"], _digest(wanted), observed
+        return bool(wanted != observed and self._status.get((kind, key_of(resource))) != written)
 
     def forget(self, kind: str, key: Key, *, last: bool) -> None:
         """A resource is gone; `last`: the last one of its namespace, which may thus be gone with all that was there."""

@@ -66,6 +66,8 @@ class Plan:
         status: The whole status in API form (camelCase), or None to leave it. Written only where it differs.
         events: Emitted once, after the status was written; a plan repeats an Event only when it means it, so
             they are tied to transitions.
+        status_can_wait: The status and the events say nothing that changes a verdict. While many resources have such
+            things to say, it is tried again after this time.
         requeue_after: When to look again without any event; None waits for events and the periodic resync.
     """
 
@@ -73,6 +75,7 @@ class Plan:
     deletes: Sequence[Delete] = ()
     status: dict[str, Any] | None = None
     events: Sequence[Event] = ()
+    status_can_wait: timedelta | None = None
     requeue_after: timedelta | None = None
     labels: dict[str, str] = field(default_factory=dict)
     """Extra fields for the log line of this reconcile."""

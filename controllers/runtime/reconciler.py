@@ -23,6 +23,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from controllers.runtime.allowance import Allowance
 from controllers.runtime.apply import Applier, Gone, TransientApiError
 from controllers.runtime.client import NotLeader
 from controllers.runtime.controller import Caches, Controller
@@ -30,13 +31,15 @@ from controllers.runtime.errors import ReconcileError, RetryError, TerminalError
 from controllers.runtime.events import EventRecorder
 from controllers.runtime.logs import log_fields
 from controllers.runtime.objects import Key, Manifest
-from controllers.runtime.plan import Event
+from controllers.runtime.plan import Event, Plan
 from controllers.runtime.store import ObjectStore
 from headrace.api import Resource
 from headrace.api.meta import rfc3339
 
 logger = logging.getLogger(__name__)
 
+COMPLETENESS: Final = (3.0, 20)
+"""Writes per second, and at once, that only say how far resources are, in all of a kind."""
 PATIENCE: Final = 3
 """Failures in a row after which a transient error of the API server is said in the resource's status."""
 
@@ -74,6 +77,7 @@ class Reconciler(Generic[R, O]):
         events: EventRecorder,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        allowance: Allowance | None = None,
     ) -> None:
         self.controller = controller
         self._resources = resources
@@ -81,6 +85,7 @@ class Reconciler(Generic[R, O]):
         self._applier = applier
         self._events = events
         self._now = now
+        self._allowance = allowance or Allowance(*COMPLETENESS)
 
     async def reconcile(self, key: Key, failures: int = 0) -> Outcome:
         """Reconcile once; `failures` is how often in a row that failed before."""
@@ -112,15 +117,27 @@ class Reconciler(Generic[R, O]):
         plan = self.controller.plan(resource, observed, self._now())
         writes = await self._applier.delete(manifest, plan.deletes)
         writes += await self._applier.apply(manifest, plan.applies)
-        if plan.status is not None:
-            writes += await self._applier.status(self._resources, manifest, plan.status)
-        for event in plan.events:
-            self._events.emit(manifest, event)
+        again = plan.requeue_after
+        if self._must_wait(manifest, plan):
+            again = min(filter(None, (plan.status_can_wait, again)))
+        else:
+            if plan.status is not None:
+                writes += await self._applier.status(self._resources, manifest, plan.status)
+            for event in plan.events:
+                self._events.emit(manifest, event)
         with log_fields(**plan.labels):
             logger.log(logging.INFO if writes else logging.DEBUG, "reconciled with %d writes", writes)
-        if plan.requeue_after is not None:
-            return Outcome("requeue_after", writes, plan.requeue_after)
+        if again is not None:
+            return Outcome("requeue_after", writes, again)
         return Outcome("success", writes)
+
+    def _must_wait(self, manifest: Manifest, plan: Plan) -> bool:
+        """Whether what the plan says for completeness has no room now."""
+        if plan.status is None or plan.status_can_wait is None:
+            return False
+        return self._applier.differs(self.controller.resource.info.kind, manifest, plan.status) and (
+            not self._allowance.take()
+        )
 
     async def _unsuccessful(self, manifest: Manifest, error: ReconcileError, failures: int) -> Outcome:
         terminal, waiting = isinstance(error, TerminalError), isinstance(error, WaitError)

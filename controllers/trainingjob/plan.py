@@ -137,6 +137,7 @@ def go_on(run: Run, settings: Settings, trouble: Problem | None = None) -> Plan:
         applies=applies,
         status=new,
         events=list(transitions(run, before, new)),
+        status_can_wait=run.observed.patience if status.only_tells_of_the_start(run, new) else None,
         requeue_after=again,
         labels={"attempt": str(run.attempt)},
     )

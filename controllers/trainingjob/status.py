@@ -197,6 +197,13 @@ def same_for(job: TrainingJob) -> Status | None:
     return status.model_copy(update={"observed_generation": generation, "conditions": seen}).manifest()
 
 
+def only_tells_of_the_start(run: Run, status: Status) -> bool:
+    """Whether this status says no more than that an attempt is starting, or how far its start is."""
+    before = run.job.status or TrainingJobStatus()
+    ready = next(item for item in status["conditions"] if item["type"] == "Ready")
+    return _unspoken(run, before, status) or (ready["status"] != "True" and not _is_news(before, status))
+
+
 def may_wait(run: Run, status: Status) -> timedelta | None:
     """How long a write of this status may wait for more to come, or None when it is due.
 

@@ -152,7 +152,16 @@ def test_a_busy_api_server_is_not_told_how_far_each_start_is() -> None:
     busy = replace(observed(starting), patience=timedelta(seconds=20))
     assert plan(JOB, busy, NOW, SETTINGS).status is None
     assert plan(JOB, busy, NOW, SETTINGS).requeue_after == timedelta(seconds=8)
-    assert plan(JOB, replace(busy, patience=timedelta(seconds=12)), NOW, SETTINGS).status is not None
+    due = plan(JOB, replace(busy, patience=timedelta(seconds=12)), NOW, SETTINGS)
+    assert due.status is not None
+    assert due.status_can_wait == timedelta(seconds=12), "others may have the like to say"
+
+
+def test_verdicts_and_progress_never_wait_for_what_others_have_to_say() -> None:
+    stuck = planned(JOB, pods(lambda item: waiting(item, "ErrImagePull", "not found"), fresh, fresh, age=60))
+    assert stuck.status_can_wait is None
+    there = under_way()
+    assert planned(there, pods(running, running, running), later=3600).status_can_wait is None
 
 
 @pytest.mark.parametrize("before", [None, UNSEEN], ids=["no status", "the default"])

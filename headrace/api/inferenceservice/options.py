@@ -1,0 +1,43 @@
+"""How a step of the chain is asked, and when it is given a rest."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from headrace.api.schema import Model, PositiveDuration, Rule, rules
+
+
+@rules(
+    Rule(
+        "self.minimumNumberOfCalls <= self.slidingWindowSize",
+        "minimumNumberOfCalls must not exceed slidingWindowSize, or the breaker never opens",
+        ".minimumNumberOfCalls",
+        lambda breaker: breaker.minimum_number_of_calls <= breaker.sliding_window_size,
+    )
+)
+class CircuitBreaker(Model):
+    """When a step is given a rest (resilience4j's count-based semantics)."""
+
+    sliding_window_size: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """Last calls that the failure rate is computed over."""
+    minimum_number_of_calls: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Calls before the rate is looked at."""
+    failure_rate_threshold: Annotated[int, Field(ge=1, le=100)] = 50
+    """Percent of failed calls (errors and timeouts) that opens the breaker."""
+    wait_duration_in_open_state: PositiveDuration = "5s"
+    """Time during which the step is not asked."""
+    permitted_calls_in_half_open_state: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Trial calls that decide between closing and opening again."""
+
+
+class StepOptions(Model):
+    """How long a step of the chain may take and when it is given up."""
+
+    timeout: PositiveDuration = "1s"
+    """Time for this step's answer; after it the next step is asked."""
+    max_concurrency: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Requests in flight to this step from one router; above it the step counts as overloaded and the next is asked."""
+    circuit_breaker: CircuitBreaker = Field(default_factory=CircuitBreaker)
+    """When the step is given a rest."""

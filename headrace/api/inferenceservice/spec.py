@@ -1,0 +1,91 @@
+"""What a user asks of an InferenceService."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from headrace.api.inferenceservice.model import ModelSource
+from headrace.api.inferenceservice.options import StepOptions
+from headrace.api.inferenceservice.static import StaticResponse
+from headrace.api.meta import PodOptions
+from headrace.api.schema import DNSLabel, Model, Rule, list_map, rules
+
+
+def _fallback_order(spec: InferenceServiceSpec) -> bool:
+    return all(step.static is None for step in spec.fallback[:-1])
+
+
+@rules(
+    Rule(
+        "self.minReplicas <= self.maxReplicas",
+        "maxReplicas must be at least minReplicas",
+        ".maxReplicas",
+        lambda predictor: predictor.min_replicas <= predictor.max_replicas,
+    )
+)
+class Predictor(StepOptions, PodOptions):
+    """The primary model, in pods of its own."""
+
+    model: ModelSource
+    """The model to serve."""
+    min_replicas: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Least pods."""
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Most pods; more than minReplicas adds a HorizontalPodAutoscaler."""
+    target_cpu_utilization: Annotated[int, Field(ge=1, le=100)] = 70
+    """Percent of the requested CPU that the autoscaler aims at."""
+
+
+@rules(
+    Rule(
+        "has(self.model) != has(self.static)",
+        "a fallback step is either a model or a static response: set exactly one of model and static",
+        check=lambda step: (step.model is None) != (step.static is None),
+    )
+)
+class FallbackStep(StepOptions):
+    """What answers when the steps before it do not."""
+
+    name: DNSLabel
+    """Name of the step, shown in the response header and in metrics."""
+    model: ModelSource | None = None
+    """A smaller model, run inside the router so that it shares no fate with the primary's pods."""
+    static: StaticResponse | None = None
+    """A fixed answer."""
+
+
+class Router(PodOptions):
+    """The pods that answer the service's address."""
+
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Router pods, spread over zones."""
+
+
+@rules(
+    Rule(
+        "!has(self.fallback) || self.fallback.all(s, s.name != 'predictor')",
+        "the name predictor means the primary model: give the fallback step another name",
+        ".fallback",
+        lambda spec: all(step.name != "predictor" for step in spec.fallback),
+    ),
+    Rule(
+        "!has(self.fallback) || self.fallback.size() < 2 || "
+        "!self.fallback.exists(s, has(s.static)) || has(self.fallback[self.fallback.size() - 1].static)",
+        "a static response never fails, so no step after it is ever asked: put it last",
+        ".fallback",
+        _fallback_order,
+    ),
+)
+class InferenceServiceSpec(Model):
+    """The primary model, what answers in its place, and the pods in front."""
+
+    predictor: Predictor
+    """The primary model."""
+    fallback: Annotated[list[FallbackStep], Field(max_length=8, json_schema_extra=list_map("name"))] = Field(
+        default_factory=list
+    )
+    """Steps asked in order when the one before times out, errors, is overloaded or has its breaker open."""
+    router: Router = Field(default_factory=Router)
+    """The pods that answer the service's address."""

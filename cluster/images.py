@@ -49,6 +49,7 @@ RECIPES = {
     "s3": Recipe(programs=("versitygw",)),
     "serving": Recipe(extra="serving"),
     "trainer": Recipe(extra="classic"),
+    "valkey": Recipe(),
 }
 
 

@@ -19,18 +19,18 @@ import yaml
 
 from controllers.runtime.admission import Reviewing
 from controllers.runtime.controller import Controller, PolicyRule
-from controllers.runtime.namespace import STORAGE_SECRET, WORKER_ACCOUNT
+from controllers.runtime.namespace import ONLINE_STORE_SECRET, STORAGE_SECRET, WORKER_ACCOUNT
 from controllers.runtime.objects import POD, ROLE_BINDING, SECRET, SERVICE_ACCOUNT, ObjectType
 
 LEASE = "headrace-operator"
 """Name of the Lease, as the operator's settings have it by default."""
 
-SHARED_NAMES: Mapping[ObjectType, str] = {
-    SERVICE_ACCOUNT: WORKER_ACCOUNT,
-    ROLE_BINDING: WORKER_ACCOUNT,
-    SECRET: STORAGE_SECRET,
+SHARED_NAMES: Mapping[ObjectType, tuple[str, ...]] = {
+    SERVICE_ACCOUNT: (WORKER_ACCOUNT,),
+    ROLE_BINDING: (WORKER_ACCOUNT,),
+    SECRET: (STORAGE_SECRET, ONLINE_STORE_SECRET),
 }
-"""Types of which the operator writes one object per namespace, by that object's name: it may write no other.
+"""Types of which the operator writes a few objects per namespace, by those objects' names: it may write no other.
 (Server-side apply names the object in its request, so that `create` too can be limited by name.)"""
 
 RUNTIME_RULES: Sequence[PolicyRule] = (PolicyRule(("events.k8s.io",), ("events",), ("create", "patch")),)
@@ -107,11 +107,11 @@ def _owned(type_: ObjectType) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Pairs of resource names (none: any) and verbs."""
     watch = [((), ("list", "watch"))] if type_.watched else []
     if type_ in SHARED_NAMES:
-        return [*watch, ((SHARED_NAMES[type_],), ("create", "patch"))]
+        return [*watch, (SHARED_NAMES[type_], ("create", "patch"))]
     if type_ == POD:
         return [((), ("get", "list", "watch", "create", "delete"))]
     if not type_.watched:
-        raise ValueError(f"{type_.kind} is not watched: name the one object that is written in SHARED_NAMES")
+        raise ValueError(f"{type_.kind} is not watched: name the objects that are written in SHARED_NAMES")
     return [*watch, ((), ("get", "create", "patch", "delete"))]
 
 
@@ -151,11 +151,12 @@ def files(controllers: Iterable[Controller[Any, Any]]) -> dict[str, str]:
 def chart_controllers() -> list[Controller[Any, Any]]:
     """Every controller, as the chart's rules are made from them."""
     # Imported here, so that the rules above depend on no kind.
+    from controllers.featureset.controller import FeatureSetController
     from controllers.inferenceservice.controller import InferenceServiceController
     from controllers.runtime.settings import Settings
     from controllers.trainingjob.controller import TrainingJobController
 
-    return [InferenceServiceController(Settings()), TrainingJobController(Settings())]
+    return [FeatureSetController(Settings()), InferenceServiceController(Settings()), TrainingJobController(Settings())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import uvloop
 from app import Operator
 from settings import OperatorSettings, environment_settings
 
+from controllers.featureset.controller import FeatureSetController
 from controllers.inferenceservice.controller import InferenceServiceController
 from controllers.runtime.controller import Controller
 from controllers.runtime.logs import configure_logging
@@ -22,6 +23,7 @@ def controllers(settings: OperatorSettings) -> Sequence[Controller[Any, Any]]:
     return [
         TrainingJobController(settings.installation),
         InferenceServiceController(settings.installation),
+        FeatureSetController(settings.installation),
     ]
 
 

@@ -121,13 +121,14 @@ _VARIABLES = (
     _Variable(
         "HEADRACE_GANG_SCHEDULING", _INSTALLATION.gang_scheduling, "Auto (the cluster, else Queue), Queue or None"
     ),
+    _Variable("HEADRACE_ONLINE_STORE_URI", "", "default online store, with its credentials; only as a variable"),
     _Variable("HEADRACE_STORAGE_URI", _STORAGE.uri, "default storage: every resource gets <uri>/<namespace>/<name>"),
     _Variable("HEADRACE_STORAGE_ENDPOINT", _STORAGE.endpoint, "its S3 endpoint; empty: AWS"),
     _Variable("HEADRACE_STORAGE_REGION", _STORAGE.region, "its S3 region"),
     _Variable("HEADRACE_STORAGE_ACCESS_KEY_ID", "", "its access key id"),
     _Variable("HEADRACE_STORAGE_SECRET_ACCESS_KEY", "", "its secret; only as a variable, flags show in process lists"),
 )
-_SECRET = "HEADRACE_STORAGE_SECRET_ACCESS_KEY"
+_SECRETS = ("HEADRACE_STORAGE_SECRET_ACCESS_KEY", "HEADRACE_ONLINE_STORE_URI")
 
 
 def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> OperatorSettings:
@@ -141,7 +142,7 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         description="The Headrace operator. Every setting is an environment variable; flags override.",
     )
     for variable in _VARIABLES:
-        if variable.name != _SECRET:
+        if variable.name not in _SECRETS:
             parser.add_argument(
                 variable.flag, metavar="VALUE", help=f"{variable.help} [{variable.name}, default: {variable.default!r}]"
             )
@@ -173,6 +174,7 @@ def _settings(values: Mapping[str, str]) -> OperatorSettings:
             image_pull_policy=values["image_pull_policy"],
             cluster_domain=values["cluster_domain"],
             gang_scheduling=values["gang_scheduling"],
+            online_store_uri=values["online_store_uri"],
             operator_namespace=values["namespace"] or _pod_namespace(),
             storage=StorageSettings(
                 uri=values["storage_uri"].rstrip("/"),

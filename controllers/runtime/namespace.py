@@ -20,6 +20,8 @@ WORKER_CLUSTER_ROLE = "headrace-worker"
 outlive one."""
 STORAGE_SECRET = "headrace-storage"
 """Secret with the credentials of the default storage, under the names that S3 clients read from the environment."""
+ONLINE_STORE_SECRET = "headrace-online-store"
+"""Secret with the address of the default online store of FeatureSets."""
 NAMESPACE_TYPES: tuple[ObjectType, ...] = (SERVICE_ACCOUNT, ROLE_BINDING, SECRET)
 """Types that `namespace_objects` applies; part of what each kind that uses it declares in `owns`."""
 
@@ -33,7 +35,13 @@ role must be deleted before it can be made again."""
 
 
 def namespace_objects(
-    namespace: str, settings: Settings, *, account: bool = True, storage: bool = True, lost: bool = False
+    namespace: str,
+    settings: Settings,
+    *,
+    account: bool = True,
+    storage: bool = True,
+    online_store: bool = False,
+    lost: bool = False,
 ) -> tuple[Apply, ...]:
     """The shared objects of one namespace, in the order in which pods need them.
 
@@ -42,7 +50,8 @@ def namespace_objects(
         settings: Names and credentials of this installation.
         account: A pod runs as `headrace-worker` (no serviceAccountName was given).
         storage: A pod uses the installation's default storage (no secretRef was given).
-        lost: A pod waits for the storage's Secret: somebody deleted it.
+        online_store: A pod uses the installation's default online store.
+        lost: A pod waits for one of the Secrets: somebody deleted it.
     """
     applies: list[Apply] = []
     if account:
@@ -50,6 +59,8 @@ def namespace_objects(
         applies.append(Apply(ROLE_BINDING, role_binding(namespace), owned=False))
     if storage:
         applies.append(Apply(SECRET, storage_secret(namespace, settings.storage), owned=False, lost=lost))
+    if online_store:
+        applies.append(Apply(SECRET, online_store_secret(namespace, settings.online_store_uri), owned=False, lost=lost))
     return tuple(applies)
 
 
@@ -88,6 +99,17 @@ def storage_secret(namespace: str, storage: StorageSettings) -> Manifest:
         "metadata": _metadata(namespace, STORAGE_SECRET),
         "type": "Opaque",
         "data": {name: b64encode(value.encode()).decode() for name, value in values.items() if value},
+    }
+
+
+def online_store_secret(namespace: str, uri: str) -> Manifest:
+    """Address of the default online store, with its credentials."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _metadata(namespace, ONLINE_STORE_SECRET),
+        "type": "Opaque",
+        "data": {"HEADRACE_ONLINE_STORE_URI": b64encode(uri.encode()).decode()},
     }
 
 

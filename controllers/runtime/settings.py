@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +41,6 @@ class Settings:
     image_pull_policy: str = "IfNotPresent"
     cluster_domain: str = "cluster.local"
     gang_scheduling: str = "Auto"
+    online_store_uri: str = field(default="", repr=False)
     operator_namespace: str = "headrace-system"
     storage: StorageSettings = StorageSettings()

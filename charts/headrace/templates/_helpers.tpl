@@ -115,3 +115,29 @@ preference stands beside the soft spread constraint, which image locality and fr
 {{- $_ := set $affinity "podAntiAffinity" $anti -}}
 {{- toYaml $affinity -}}
 {{- end -}}
+
+{{- define "headrace.embeddedOnlineStore" -}}
+{{- if and .Values.redis.enabled (not .Values.onlineStore.uri) (not .Values.onlineStore.existingSecret) -}}true{{- end -}}
+{{- end -}}
+
+{{- /* Secret with the default online store's address; empty where there is none. */ -}}
+{{- define "headrace.onlineStoreSecret" -}}
+{{- if .Values.onlineStore.existingSecret -}}
+{{ .Values.onlineStore.existingSecret }}
+{{- else if include "headrace.embeddedOnlineStore" . -}}
+{{ include "headrace.fullname" . }}-redis
+{{- end -}}
+{{- end -}}
+
+{{- /* What is written survives a restart, save for the last second; what does not fit is refused, not evicted. */ -}}
+{{- define "headrace.valkeyConf" -}}
+bind * -::*
+port 6379
+dir /data
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory {{ .root.Values.redis.maxMemory }}
+maxmemory-policy noeviction
+requirepass {{ .password }}
+{{- end -}}

@@ -1,0 +1,1 @@
+"""FeatureSet: a refresh at the right time, servers in front, and what both say."""

@@ -1,13 +1,17 @@
-"""What a router adds to a request: `python -m benchmarks.serving_router [rounds]`. Prints one JSON line.
+"""What a router adds to a request: `python -m benchmarks.serving_router [rounds] [--against CHECKOUT]`. Prints one
+JSON line.
 
 One predictor (a linear model of 64 inputs and 10 outputs) is asked four ways, in turns, over loopback, one request at
 a time: directly; through a relay that only copies bytes, which is the least that a hop costs on this machine; through
 a router; and a router whose predictor is gone and that answers with its static response. What the router itself adds
-is the difference to the relay. Client, router, relay and predictor share the machine's cores.
+is the difference to the relay. Client, router, relay and predictor share the machine's cores. With `--against` the
+router and the predictor of another checkout are asked too, in the same turns: `before` through its router,
+`before_direct` its predictor.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -30,6 +34,7 @@ REQUESTS = 1000
 CONNECTIONS = 16
 """Connections of the measurement of throughput."""
 WAYS = ("direct", "relay", "router", "static")
+BEFORE = ("before_direct", "before")
 
 
 def model(folder: Path) -> None:
@@ -121,44 +126,62 @@ def milliseconds(seconds: list[float], quantile: float) -> float:
     return round(float(np.quantile(seconds, quantile)) * 1000, 3)
 
 
-async def measure(rounds: int) -> dict[str, object]:
+async def measure(rounds: int, against: Path | None) -> dict[str, object]:
     """Run all ways in turns."""
-    predictor, relay, router, static, nobody = free_ports(5)
-    ports = dict(zip(WAYS, (predictor, relay, router, static), strict=True))
+    ways = (*WAYS, *(BEFORE if against else ()))
+    *found, nobody = free_ports(len(ways) + 1)
+    ports = dict(zip(ways, found, strict=True))
     message = request()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         model(folder)
 
-        def start(module: str, *arguments: object) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)])
+        def start(module: str, *arguments: object, checkout: Path | None = None) -> subprocess.Popen[bytes]:
+            environment = {**os.environ, **({"PYTHONPATH": str(checkout)} if checkout else {})}
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *map(str, arguments)], env=environment, cwd=checkout
+            )
             stack.callback(process.wait)
             stack.callback(process.terminate)
             return process
 
         common = ("--host", "127.0.0.1", "--drain-seconds", 0, "--log-level", "error", "--port")
-        start("headrace.serving", "predictor", "--name", "bench", "--storage-uri", f"file://{name}", *common, predictor)
-        start("benchmarks.serving_router.relay", relay, predictor)
-        routing = start("headrace.serving", "router", "--chain", chain(folder, "chain", predictor), *common, router)
-        start("headrace.serving", "router", "--chain", chain(folder, "static", nobody), *common, static)
+        routers = {}
+
+        def pair(direct: str, through: str, checkout: Path | None) -> None:
+            program = ("headrace.serving", "predictor", "--name", "bench", "--storage-uri", f"file://{name}")
+            start(*program, *common, ports[direct], checkout=checkout)
+            file = chain(folder, through, ports[direct])
+            routers[through] = start(
+                "headrace.serving", "router", "--chain", file, *common, ports[through], checkout=checkout
+            )
+
+        pair("direct", "router", None)
+        if against:
+            pair(*BEFORE, against)
+        start("benchmarks.serving_router.relay", ports["relay"], ports["direct"])
+        start("headrace.serving", "router", "--chain", chain(folder, "static", nobody), *common, ports["static"])
         for port in ports.values():
             await ready(port)
         for port in ports.values():
             await ask(port, message, 200)
-        latencies: dict[str, list[float]] = {way: [] for way in WAYS}
-        cpu = 0.0
+        latencies: dict[str, list[float]] = {way: [] for way in ways}
+        cpu = dict.fromkeys(routers, 0.0)
         for _ in range(rounds):
             for way, port in ports.items():
-                before = cpu_seconds(routing.pid)
+                begun = cpu_seconds(routers[way].pid) if way in routers else 0.0
                 latencies[way] += await ask(port, message, REQUESTS)
-                if way == "router":
-                    cpu += cpu_seconds(routing.pid) - before
+                if way in routers:
+                    cpu[way] += cpu_seconds(routers[way].pid) - begun
         rates = {}
         for way, port in ports.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             await asyncio.gather(*(ask(port, message, REQUESTS // 4) for _ in range(CONNECTIONS)))
-            rates[way] = round(CONNECTIONS * (REQUESTS // 4) / (time.perf_counter() - begun))
+            rates[way] = round(CONNECTIONS * (REQUESTS // 4) / (time.perf_counter() - started))
     p50 = {way: milliseconds(found, 0.5) for way, found in latencies.items()}
+    adds = {"router_adds_p50_ms": round(p50["router"] - p50["direct"], 3)}
+    if against:
+        adds["before_adds_p50_ms"] = round(p50["before"] - p50["before_direct"], 3)
     return {
         "benchmark": "serving_router",
         "rounds": rounds,
@@ -166,9 +189,9 @@ async def measure(rounds: int) -> dict[str, object]:
         "p5_ms": {way: milliseconds(found, 0.05) for way, found in latencies.items()},
         "p50_ms": p50,
         "p99_ms": {way: milliseconds(found, 0.99) for way, found in latencies.items()},
-        "router_adds_p50_ms": round(p50["router"] - p50["direct"], 3),
+        **adds,
         "of_which_any_hop_adds_ms": round(p50["relay"] - p50["direct"], 3),
-        "router_cpu_us_per_request": round(cpu / (rounds * REQUESTS) * 1e6),
+        "router_cpu_us_per_request": {way: round(spent / (rounds * REQUESTS) * 1e6) for way, spent in cpu.items()},
         f"requests_per_second_{CONNECTIONS}_connections": rates,
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]},
     }
@@ -176,8 +199,11 @@ async def measure(rounds: int) -> dict[str, object]:
 
 def main() -> None:
     """Print one JSON line."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    print(json.dumps(uvloop.run(measure(rounds))))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving_router", description=__doc__)
+    parser.add_argument("rounds", type=int, nargs="?", default=5)
+    parser.add_argument("--against", type=Path, help="another checkout, whose router and predictor are asked too")
+    options = parser.parse_args()
+    print(json.dumps(uvloop.run(measure(options.rounds, options.against and options.against.resolve()))))
 
 
 if __name__ == "__main__":

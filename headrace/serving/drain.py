@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
+from headrace.serving.http import ProtocolServer
+from headrace.serving.server import HttpServer
 
-from headrace.serving.http import IDLE_TIMEOUT, MAX_BODY
+if TYPE_CHECKING:
+    from headrace.serving.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -61,58 +63,67 @@ class Leaving:
             loop.add_signal_handler(number, self.begin)
 
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
-
 async def serve(
-    handler: Handler,
+    handler: ProtocolServer,
     host: str | None,
     port: int,
     leaving: Leaving,
     times: Times,
     tasks: Sequence[Coroutine[Any, Any, None]] = (),
     on_listening: Callable[[int], None] = lambda port: None,
-    max_body: int = MAX_BODY,
+    grpc_port: int | None = None,
+    on_grpc: Callable[[int], None] = lambda port: None,
 ) -> None:
     """Listen until asked to leave, with background tasks beside; returns when all is answered.
 
     A background task that fails ends the server with its exception. One that returns is done.
 
     Args:
-        handler: Answers one request; cancelled when its client has gone.
+        handler: Answers requests; a request whose client has gone is cancelled.
         host: Address to listen at, None for all.
-        port: Port, 0 for any; `on_listening` is told which.
+        port: Port of HTTP, 0 for any; `on_listening` is told which.
+        leaving: Whether the process is on its way out.
+        times: Of its leaving.
+        tasks: What runs beside the requests.
+        on_listening: Told the port of HTTP.
+        grpc_port: Port of gRPC, 0 for any, None for no gRPC; `on_grpc` is told which.
+        on_grpc: Told the port of gRPC.
     """
-
-    def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(
-            message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=max_body
-        )
-
-    server = web.Server(
-        handler,
-        request_factory=make_request,
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=IDLE_TIMEOUT,
-    )
-    runner = web.ServerRunner(server, shutdown_timeout=times.grace)
-    await runner.setup()
-    site = web.TCPSite(runner, host, port, backlog=1024)
-    running = [asyncio.ensure_future(task) for task in tasks]
+    loop = asyncio.get_running_loop()
+    server = HttpServer(handler, loop)
+    running = [asyncio.ensure_future(task) for task in (server.run(), *tasks)]
+    listener: asyncio.Server | None = None
+    grpc: GrpcServer | None = None
     try:
-        await site.start()
-        bound = int(runner.addresses[0][1])
-        log.info("listening", extra={"fields": {"port": bound}})
+        listener = await loop.create_server(server.connection, host, port, backlog=1024)
+        bound = int(listener.sockets[0].getsockname()[1])
+        if grpc_port is not None:
+            grpc = _grpc(handler)
+            grpc_port = await grpc.start(host, grpc_port)
+        log.info("listening", extra={"fields": {"port": bound, "grpc_port": grpc_port}})
+        if grpc_port is not None:
+            on_grpc(grpc_port)
         on_listening(bound)
         await _until(leaving, running)
         await asyncio.sleep(times.drain)
     finally:
-        await runner.cleanup()
+        if listener is not None:
+            listener.close()
+        ends = [server.shutdown(times.grace)]
+        if grpc is not None:
+            ends.append(grpc.stop(times.grace))
+        await asyncio.gather(*ends)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     log.info("left")
+
+
+def _grpc(handler: ProtocolServer) -> GrpcServer:
+    # Imported where it is used: gRPC costs half a second and 20 MB at the start.
+    from headrace.serving.grpc.server import GrpcServer
+
+    return GrpcServer(handler)
 
 
 async def _until(leaving: Leaving, tasks: Sequence[asyncio.Future[None]]) -> None:

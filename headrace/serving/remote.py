@@ -200,7 +200,7 @@ class RemoteStep:
                 answer = await self._client.send(
                     replica.address, request("GET", self._metadata_path, replica.address, {})
                 )
-            if answer.status == 200:
+            if answer.status == 200 and _is_metadata(answer.body):
                 self._metadata = answer.body
         except OSError:
             # TimeoutError is one too. The last known metadata is as good as before.
@@ -218,6 +218,14 @@ def _reason(status: int, headers: Mapping[str, str]) -> Reason:
 
 def _fits(json_length: str | None, body: bytes) -> bool:
     return json_length is None or (json_length.isdigit() and int(json_length) <= len(body))
+
+
+def _is_metadata(body: bytes) -> bool:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(found, dict) and all(isinstance(found.get(name), list) for name in ("inputs", "outputs"))
 
 
 def _text(body: bytes) -> str:

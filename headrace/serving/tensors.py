@@ -111,12 +111,12 @@ def _numbers(name: str, datatype: str, data: list[Any]) -> Array:
         with np.errstate(over="ignore"):
             array = np.array(data, dtype=dtype)
     except OverflowError:
-        raise _out_of_range(name, datatype) from None
+        raise out_of_range(name, datatype) from None
     except ValueError:
         raise _ragged(name) from None
     # JSON has no infinity, so an infinite value was a finite one that does not fit.
     if dtype.kind == "f" and not np.isfinite(array).all():
-        raise _out_of_range(name, datatype)
+        raise out_of_range(name, datatype)
     return array
 
 
@@ -135,7 +135,8 @@ def _ragged(name: str) -> RequestError:
     return RequestError(f"input {name!r}: data is a ragged list; rows must have equal length")
 
 
-def _out_of_range(name: str, datatype: str) -> RequestError:
+def out_of_range(name: str, datatype: str) -> RequestError:
+    """The refusal of a number that the datatype cannot hold."""
     return RequestError(f"input {name!r}: a value is outside the range of {datatype}")
 
 

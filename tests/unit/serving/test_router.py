@@ -35,6 +35,7 @@ class Running:
         self.router = router
         self.port = port
         self.session = session
+        self.grpc_port = 0
         self.reports: list[RouterReport] = []
 
     async def infer(self, body: bytes = BODY, **headers: str) -> tuple[aiohttp.ClientResponse, Any]:
@@ -60,6 +61,7 @@ async def running(
     replicas: list[fakes.FakeReplica],
     *fallback: dict[str, Any],
     hosts: Callable[[], list[str]] | None = None,
+    grpc: bool = False,
     **predictor: Any,
 ) -> AsyncIterator[Running]:
     port = replicas[0].port if replicas else 1
@@ -80,6 +82,7 @@ async def running(
     settings = RouterSettings(period=0.05, times=Times(0, 5))
     router = Router(chain, settings, leaving, reports.append, lookup)
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    grpc_ports: list[int] = []
     server = asyncio.ensure_future(
         serve(
             ProtocolServer(router, router.metrics.registry, max_body=100_000, body_timeout=0.3),
@@ -89,12 +92,15 @@ async def running(
             settings.times,
             router.tasks(),
             listening.set_result,
+            grpc_port=0 if grpc else None,
+            on_grpc=grpc_ports.append,
         )
     )
     async with aiohttp.ClientSession() as session:
         try:
             found = Running(router, await asyncio.wait_for(listening, 10), session)
             found.reports = reports
+            found.grpc_port = grpc_ports[0] if grpc else 0
             await found.until(lambda: bool(reports), "a first report")
             yield found
         finally:

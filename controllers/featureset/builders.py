@@ -14,7 +14,6 @@ from controllers.runtime.objects import (
     OWNER_KIND,
     OWNER_UID,
     Manifest,
-    ObjectType,
 )
 from controllers.runtime.pods import identity_env, merged_env, pod_spec, resources, storage_env_from
 from controllers.runtime.settings import Settings
@@ -22,7 +21,6 @@ from controllers.runtime.workload import DRAIN, PORT_NAME, Probes, Workload, con
 from headrace.api import FeatureSet
 from headrace.api.featureset.served import FILE, HTTP_PORT, ServedFeatureSet
 
-JOB = ObjectType("batch/v1", "Job", "jobs")
 SERVER = "features"
 REFRESH = "refresh"
 """Component labels and container names."""

@@ -7,12 +7,11 @@ from datetime import datetime
 
 from controllers.featureset import admission
 from controllers.featureset import plan as rooms
-from controllers.featureset.builders import JOB
 from controllers.featureset.observed import CHILDREN, Observed, gather
 from controllers.runtime.admission import Known, Reference, Verdict
 from controllers.runtime.controller import Caches, PolicyRule
 from controllers.runtime.namespace import NAMESPACE_RULES, NAMESPACE_TYPES
-from controllers.runtime.objects import POD, ObjectType
+from controllers.runtime.objects import BATCH_JOB, POD, ObjectType
 from controllers.runtime.plan import Plan
 from controllers.runtime.settings import Settings
 from headrace.api import FeatureSet
@@ -25,7 +24,7 @@ class FeatureSetController:
     """
 
     resource = FeatureSet
-    owns: Sequence[ObjectType] = (*NAMESPACE_TYPES, *CHILDREN, JOB, POD)
+    owns: Sequence[ObjectType] = (*NAMESPACE_TYPES, *CHILDREN, BATCH_JOB, POD)
     reads: Sequence[ObjectType] = ()
     rules: Sequence[PolicyRule] = NAMESPACE_RULES
     reviews: Sequence[ObjectType] = admission.REVIEWS

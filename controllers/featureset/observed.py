@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from controllers.featureset.builders import JOB, NUMBER, REFRESH, SERVER, server_name
+from controllers.featureset.builders import NUMBER, REFRESH, SERVER, server_name
 from controllers.runtime.controller import Caches
 from controllers.runtime.objects import (
+    BATCH_JOB,
     COMPONENT,
     CONFIG_MAP,
     DEPLOYMENT,
@@ -73,7 +74,7 @@ def gather(feature_set: FeatureSet, caches: Caches) -> Observed:
         ),
         jobs={
             number: job
-            for job in caches.owned(JOB, namespace, uid)
+            for job in caches.owned(BATCH_JOB, namespace, uid)
             if (number := number_of(job)) and not is_terminating(job)
         },
         refreshers=refreshers,

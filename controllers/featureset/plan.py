@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controllers.featureset import builders
-from controllers.featureset.builders import JOB
 from controllers.featureset.events import transitions
 from controllers.featureset.observed import CHILDREN, Observed, server_report
 from controllers.featureset.refreshing import ENDED, Refreshing, refreshing
@@ -15,7 +14,7 @@ from controllers.featureset.rules import Given, fresh, not_ready, servers_proble
 from controllers.runtime.conditions import Wanted, conditions
 from controllers.runtime.errors import TerminalError
 from controllers.runtime.namespace import ONLINE_STORE_SECRET, STORAGE_SECRET, namespace_objects
-from controllers.runtime.objects import CONFIG_MAP, SERVICE, key_of
+from controllers.runtime.objects import BATCH_JOB, CONFIG_MAP, SERVICE, key_of
 from controllers.runtime.plan import Apply, Delete, Plan
 from controllers.runtime.podstate import is_ready, is_terminating, lacks_secret
 from controllers.runtime.settings import Settings
@@ -59,7 +58,9 @@ def plan(feature_set: FeatureSet, observed: Observed, settings: Settings, now: d
         *server(workload),
     ]
     if refresh.begin:
-        wanted.append(Apply(JOB, _job(feature_set, settings, config["metadata"]["name"], refresh.status, transform)))
+        wanted.append(
+            Apply(BATCH_JOB, _job(feature_set, settings, config["metadata"]["name"], refresh.status, transform))
+        )
     status = _status(feature_set, settings, transform, given, now)
     lost = {
         secret
@@ -117,7 +118,7 @@ def _unwanted(
         and not (keep_configs and type_ == CONFIG_MAP)
     )
     jobs = tuple(
-        Delete(JOB, key_of(job), job["metadata"]["uid"])
+        Delete(BATCH_JOB, key_of(job), job["metadata"]["uid"])
         for number, job in observed.jobs.items()
         if number < refresh.status.number
     )

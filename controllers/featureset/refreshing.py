@@ -113,6 +113,9 @@ def _trigger(
     changed = (
         feature_set.status is not None and feature_set.status.observed_generation != feature_set.metadata.generation
     )
+    source = next((item.source_version for item in servers if item.source_version), "")
+    if feature_set.spec.refresh.on_update and source and source not in (online.source_version, before.source_version):
+        return ("SourceChanged" if online.hash == hash_ else "TransformChanged"), None
     if before.phase == "Failed" and not changed:
         pause = min(LAST_RETRY, FIRST_RETRY * 2 ** min(10, max(0, before.failures - 1)))
         left = (before.finished_at or now) + pause - now
@@ -124,9 +127,6 @@ def _trigger(
     if next_ is not None and next_ <= now:
         return "Schedule", None
     settled = (before.finished_at or now) + LOST_AFTER - now
-    source = next((item.source_version for item in servers if item.source_version), "")
-    if feature_set.spec.refresh.on_update and source and source not in (online.source_version, before.source_version):
-        return "SourceChanged", None
     if (
         servers
         and online.version

@@ -7,6 +7,8 @@ time.
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -125,6 +127,24 @@ def join(
         else:
             result = result.append_column(name, array)
     return result
+
+
+def fetch(url: str, timeout: float = 30.0) -> FeatureSetSpec:
+    """The spec that a FeatureSet's servers serve, for training with it.
+
+    Args:
+        url: The status' url, such as `http://drivers-features.demo`.
+        timeout: Seconds for the answer.
+
+    Raises:
+        OSError: They do not answer.
+        ValueError: What answers is no feature server.
+    """
+    with urllib.request.urlopen(f"{url.rstrip('/')}/v1/metadata", timeout=timeout) as response:
+        metadata = json.load(response)
+    if not isinstance(metadata, dict) or "spec" not in metadata:
+        raise ValueError(f"{url} is no feature server: its /v1/metadata has no spec")
+    return FeatureSetSpec.model_validate(metadata["spec"])
 
 
 def card(spec: FeatureSetSpec, namespace: str, name: str, features: Sequence[str] | None = None) -> dict[str, Any]:

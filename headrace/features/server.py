@@ -170,6 +170,7 @@ class FeatureServer:
             "entities": dict(transform.entities),
             "inputs": dict(transform.inputs),
             "ttl": transform.ttl,
+            "spec": self._served.spec.manifest(),
             "features": [
                 {
                     "name": item.name,

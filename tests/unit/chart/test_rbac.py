@@ -68,9 +68,10 @@ def test_no_right_is_given_twice() -> None:
     assert not [grant for grant in every if grant[3] and grant[:3] in unlimited]
 
 
-def test_secrets_are_written_under_one_name_and_never_read() -> None:
+def test_secrets_are_written_under_two_names_and_never_read() -> None:
     secrets = {(verb, name) for _, resource, verb, name in grants(RULES) if resource == "secrets"}
-    assert secrets == {("create", "headrace-storage"), ("patch", "headrace-storage")}
+    names = ("headrace-storage", "headrace-online-store")
+    assert secrets == {(verb, name) for verb in ("create", "patch") for name in names}
 
 
 def test_only_one_role_can_be_bound_and_only_under_one_name() -> None:
@@ -98,7 +99,7 @@ def test_of_resources_only_the_status_is_written() -> None:
     rights = {(resource, verb) for group, resource, verb, _ in grants(RULES) if group == "headrace.dev"}
     assert rights == {
         (f"{kind}{suffix}", verb)
-        for kind in ("trainingjobs", "inferenceservices")
+        for kind in ("trainingjobs", "inferenceservices", "featuresets")
         for suffix, verbs in (("", ("list", "watch")), ("/status", ("update",)), ("/finalizers", ("update",)))
         for verb in verbs
     } | {("trainingjobs", "delete")}  # ttlSecondsAfterFinished

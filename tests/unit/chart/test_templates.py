@@ -156,7 +156,10 @@ def test_the_operator_knows_every_variable_that_the_chart_sets() -> None:
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "COLUMNS": "1000"},
     )
-    known = set(re.findall(r"HEADRACE_[A-Z_]+", done.stdout)) | {"HEADRACE_STORAGE_SECRET_ACCESS_KEY"}
+    known = set(re.findall(r"HEADRACE_[A-Z_]+", done.stdout)) | {
+        "HEADRACE_STORAGE_SECRET_ACCESS_KEY",
+        "HEADRACE_ONLINE_STORE_URI",
+    }
     assert {name for name in environment() if name.startswith("HEADRACE_")} <= known
 
 
@@ -198,7 +201,7 @@ def test_images_come_from_one_registry_with_one_tag() -> None:
     assert env["HEADRACE_SERVING_IMAGE"] == "registry.example/ml/headrace/serving:v2"
     assert env["HEADRACE_IMAGE_PULL_POLICY"] == "Always"
     images = {spec["containers"][0]["image"] for spec in pod_specs(*values).values()}
-    assert images == {f"registry.example/ml/headrace/{name}:v2" for name in ("operator", "s3", "serving")}
+    assert images == {f"registry.example/ml/headrace/{name}:v2" for name in ("operator", "s3", "serving", "valkey")}
     assert pod_specs()["headrace-operator"]["containers"][0]["image"] == "headrace/operator:0.1.0"
 
 

@@ -59,6 +59,12 @@ def _secrets(service: InferenceService) -> Iterator[tuple[str, str]]:
     """Secrets that the service names, and the field."""
     if service.spec.predictor.model.secret_ref is not None:
         yield service.spec.predictor.model.secret_ref.name, "spec.predictor.model.secretRef"
+    canary = service.spec.canary
+    if canary is not None and canary.model is not None and canary.model.secret_ref is not None:
+        yield canary.model.secret_ref.name, "spec.canary.model.secretRef"
+    shadow = service.spec.shadow
+    if shadow is not None and shadow.model.secret_ref is not None:
+        yield shadow.model.secret_ref.name, "spec.shadow.model.secretRef"
     for index, step in enumerate(service.spec.fallback):
         if step.model is not None and step.model.secret_ref is not None:
             yield step.model.secret_ref.name, f"spec.fallback[{index}].model.secretRef"

@@ -15,11 +15,13 @@ from headrace.api import InferenceService
 from headrace.api.chain import CHAIN_FILE, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
 from headrace.api.inferenceservice import StepOptions
 from headrace.api.meta import parse_duration
+from headrace.api.routing import TRAFFIC, TRAFFIC_FILE
 
 ROUTER = "router"
 """Component label and container name of the routers; the predictors' is `headrace.api.chain.PREDICTOR`."""
 SERVICE_PORT = 80
 CHAIN_DIRECTORY = "/etc/headrace/chain"
+TRAFFIC_DIRECTORY = "/etc/headrace/traffic"
 CREDENTIALS_DIRECTORY = "/etc/headrace/credentials"
 """Where routers find the Secrets of fallback models: a folder per Secret, a file per AWS_* name."""
 MONITORING = "headrace.dev/monitoring"
@@ -28,9 +30,14 @@ LIVE = "/v2/health/live"
 READY = "/v2/health/ready"
 
 
+def part_name(service: InferenceService, component: str) -> str:
+    """Name of the Deployment, Service, budget and policy of the predictors, or of what runs beside them."""
+    return f"{service.metadata.name}-{component}"
+
+
 def predictor_name(service: InferenceService) -> str:
     """Name of the predictors' Deployment, Service, budget and policy."""
-    return f"{service.metadata.name}-{PREDICTOR}"
+    return part_name(service, PREDICTOR)
 
 
 def url(service: InferenceService, settings: Settings) -> str:
@@ -40,21 +47,20 @@ def url(service: InferenceService, settings: Settings) -> str:
 
 def chain(service: InferenceService, settings: Settings) -> Chain:
     """What the routers execute."""
-    predictor = service.spec.predictor
-    namespace = service.metadata.namespace
     return Chain(
         name=service.metadata.name,
-        namespace=namespace,
-        predictor=RemotePredictor(
-            # The final dot spares the name servers the search list.
-            host=f"{predictor_name(service)}.{namespace}.svc.{settings.cluster_domain}.",
-            port=HTTP_PORT,
-            timeout=predictor.timeout,
-            max_concurrency=predictor.max_concurrency,
-            circuit_breaker=predictor.circuit_breaker,
-        ),
+        namespace=service.metadata.namespace,
+        predictor=remote(service, settings, PREDICTOR),
         fallback=service.spec.fallback,
     )
+
+
+def remote(service: InferenceService, settings: Settings, component: str) -> RemotePredictor:
+    """How routers ask the pods of the predictor, or of what runs beside it with the same options."""
+    host = f"{part_name(service, component)}.{service.metadata.namespace}.svc.{settings.cluster_domain}."
+    options = {name: getattr(service.spec.predictor, name) for name in StepOptions.model_fields}
+    # The final dot of the host spares the name servers the search list.
+    return RemotePredictor(host=host, port=HTTP_PORT, **options)
 
 
 def chain_config_map(service: InferenceService, settings: Settings) -> Manifest:
@@ -82,7 +88,9 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
         chain_name: Name of the ConfigMap with the chain.
     """
     spec = service.spec.router
-    longest = sum(map(_timeout, (service.spec.predictor, *service.spec.fallback)), timedelta())
+    # The predictor's time twice: a canary, which comes and goes without a rolling update, has as much before it.
+    steps = (service.spec.predictor, service.spec.predictor, *service.spec.fallback)
+    longest = sum(map(_timeout, steps), timedelta())
     secrets = sorted(
         {step.model.secret_ref.name for step in service.spec.fallback if step.model and step.model.secret_ref}
     )
@@ -98,6 +106,7 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
         args=(
             *("python", "-m", "headrace.serving", "router"),
             *("--chain", f"{CHAIN_DIRECTORY}/{CHAIN_FILE}"),
+            *("--traffic", f"{TRAFFIC_DIRECTORY}/{TRAFFIC_FILE}"),
             *_serving(longest),
         ),
         options=spec,
@@ -111,10 +120,19 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
         env_from=storage_env_from(None) if uses_default_storage_in_router(service) else (),
         volumes=(
             {"name": "chain", "configMap": {"name": chain_name}},
+            {
+                "name": "traffic",
+                "downwardAPI": {
+                    "items": [
+                        {"path": TRAFFIC_FILE, "fieldRef": {"fieldPath": f"metadata.annotations['{TRAFFIC}']"}},
+                    ]
+                },
+            },
             *(_secret_volume(index, name) for index, name in enumerate(secrets)),
         ),
         volume_mounts=(
             {"name": "chain", "mountPath": CHAIN_DIRECTORY, "readOnly": True},
+            {"name": "traffic", "mountPath": TRAFFIC_DIRECTORY, "readOnly": True},
             *(
                 {"name": _secret_volume_name(index), "mountPath": f"{CREDENTIALS_DIRECTORY}/{name}", "readOnly": True}
                 for index, name in enumerate(secrets)
@@ -124,23 +142,24 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
     )
 
 
-def predictor(service: InferenceService, settings: Settings, replicas: int) -> Workload:
-    """The pods of the primary model.
+def predictor(service: InferenceService, settings: Settings, replicas: int, component: str = PREDICTOR) -> Workload:
+    """The pods of the primary model, or of a canary of it.
 
     Args:
         service: The resource.
         settings: Of this installation.
         replicas: Pods asked for now, by the spec or by the autoscaler.
+        component: What the pods are.
     """
     spec = service.spec.predictor
     longest = _timeout(spec)
     return Workload(
-        name=predictor_name(service),
+        name=part_name(service, component),
         namespace=service.metadata.namespace,
         instance=service.metadata.name,
         owner_kind=service.info.kind,
         owner_uid=service.metadata.uid,
-        component=PREDICTOR,
+        component=component,
         image=settings.serving_image,
         image_pull_policy=settings.image_pull_policy,
         args=(
@@ -152,7 +171,7 @@ def predictor(service: InferenceService, settings: Settings, replicas: int) -> W
         ),
         options=spec,
         replicas=replicas,
-        most_replicas=spec.max_replicas,
+        most_replicas=spec.max_replicas if component == PREDICTOR else replicas,
         port=HTTP_PORT,
         # Loading the model is part of starting.
         probes=Probes(startup=READY, readiness=READY, liveness=LIVE),
@@ -181,17 +200,17 @@ def router_service(service: InferenceService) -> Manifest:
     }
 
 
-def predictor_service(service: InferenceService) -> Manifest:
+def predictor_service(service: InferenceService, component: str = PREDICTOR) -> Manifest:
     """The names by which routers find each replica that is ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(service, predictor_name(service), PREDICTOR),
+        "metadata": _metadata(service, part_name(service, component), component),
         "spec": {
             "type": "ClusterIP",
             "clusterIP": "None",
             "publishNotReadyAddresses": False,
-            "selector": _selector(service, PREDICTOR),
+            "selector": _selector(service, component),
             "ports": [{"name": PORT_NAME, "port": HTTP_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}],
         },
     }

@@ -26,7 +26,8 @@ class InferenceServiceController:
     resource = InferenceService
     owns: Sequence[ObjectType] = (*NAMESPACE_TYPES, *CHILDREN, POD)
     reads: Sequence[ObjectType] = ()
-    rules: Sequence[PolicyRule] = NAMESPACE_RULES
+    # Running routers are told where requests go by an annotation of their pods.
+    rules: Sequence[PolicyRule] = (*NAMESPACE_RULES, PolicyRule(("",), ("pods",), ("patch",)))
     reviews: Sequence[ObjectType] = admission.REVIEWS
 
     def __init__(self, settings: Settings) -> None:

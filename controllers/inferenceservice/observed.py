@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from controllers.inferenceservice.builders import ROUTER, predictor_name
+from controllers.inferenceservice.builders import ROUTER, part_name
 from controllers.runtime.controller import Caches
 from controllers.runtime.objects import (
     COMPONENT,
@@ -26,6 +26,7 @@ from controllers.runtime.objects import (
 from controllers.runtime.podstate import is_finished, is_ready, is_terminating
 from headrace.api import InferenceService
 from headrace.api.chain import PREDICTOR, RouterReport
+from headrace.api.routing import CANARY, SHADOW
 
 CHILDREN: tuple[ObjectType, ...] = (CONFIG_MAP, SERVICE, NETWORK_POLICY, PDB, DEPLOYMENT, HPA)
 """Types whose objects belong to one InferenceService alone; what is no longer wanted of them is deleted."""
@@ -33,7 +34,7 @@ CHILDREN: tuple[ObjectType, ...] = (CONFIG_MAP, SERVICE, NETWORK_POLICY, PDB, DE
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The routers or the predictors.
+    """The routers, the predictors, the canary or the shadow.
 
     Attributes:
         component: The label of its pods.
@@ -58,12 +59,16 @@ class Observed:
     Attributes:
         router: The pods in front.
         predictor: The pods of the primary model.
+        canary: The pods of the canary.
+        shadow: The pods of the shadow.
         reports: What the ready routers say, by pod name; those that say nothing readable are left out.
         children: Objects owned by the resource, by type.
     """
 
     router: Part = Part(ROUTER)
     predictor: Part = Part(PREDICTOR)
+    canary: Part = Part(CANARY)
+    shadow: Part = Part(SHADOW)
     reports: tuple[RouterReport, ...] = ()
     children: Mapping[ObjectType, Sequence[Manifest]] | None = None
 
@@ -77,7 +82,9 @@ def gather(service: InferenceService, caches: Caches) -> Observed:
     router = Part(ROUTER, deployments.get(service.metadata.name), _of(ROUTER, pods))
     return Observed(
         router=router,
-        predictor=Part(PREDICTOR, deployments.get(predictor_name(service)), _of(PREDICTOR, pods)),
+        predictor=_part(service, PREDICTOR, deployments, pods),
+        canary=_part(service, CANARY, deployments, pods),
+        shadow=_part(service, SHADOW, deployments, pods),
         reports=tuple(report for pod in router.pods if is_ready(pod) and (report := report_of(pod)) is not None),
         children=children,
     )
@@ -86,8 +93,8 @@ def gather(service: InferenceService, caches: Caches) -> Observed:
 def report_of(pod: Manifest) -> RouterReport | None:
     """What a router says about itself; None when it said nothing, or nothing that can be read.
 
-    The process in the pod writes it, so it is trusted no further than the pod is: it tells what to show, and nothing
-    else follows from it.
+    The process in the pod writes it, so it is trusted no further than the pod is: it tells what to show and what a
+    canary's requests came to, and nothing else follows from it.
     """
     text = (pod["metadata"].get("annotations") or {}).get(REPORT)
     if not text:
@@ -96,6 +103,12 @@ def report_of(pod: Manifest) -> RouterReport | None:
         return RouterReport.model_validate_json(text)
     except ValidationError:
         return None
+
+
+def _part(
+    service: InferenceService, component: str, deployments: Mapping[str, Manifest], pods: Sequence[Manifest]
+) -> Part:
+    return Part(component, deployments.get(part_name(service, component)), _of(component, pods))
 
 
 def _of(component: str, pods: Sequence[Manifest]) -> tuple[Manifest, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from controllers.inferenceservice import builders
+from controllers.inferenceservice import builders, traffic
 from controllers.inferenceservice.events import transitions
 from controllers.inferenceservice.observed import CHILDREN, Observed, Part
 from controllers.inferenceservice.rules import (
@@ -25,6 +25,7 @@ from controllers.inferenceservice.rules import (
     unavailable,
 )
 from controllers.inferenceservice.steps import merge
+from controllers.inferenceservice.traffic import Beside
 from controllers.runtime.conditions import Wanted, conditions
 from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
 from controllers.runtime.objects import CONFIG_MAP, DEPLOYMENT, HPA, SERVICE, Manifest, key_of
@@ -51,16 +52,19 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
     """What to do about the service."""
     if service.metadata.deletion_timestamp is not None:
         return Plan()  # the children go with it
+    beside = traffic.plan(service, observed, settings, now, _predictors(service, observed.predictor))
+    service = beside.service
     chain = builders.chain_config_map(service, settings)
     router = builders.router(service, settings, chain["metadata"]["name"])
     predictor = builders.predictor(service, settings, _predictors(service, observed.predictor))
     order = _order(service, observed, router, predictor, now)
-    wanted = _children(service, chain, router, predictor)
+    wanted = (*_children(service, chain, router, predictor), *beside.applies)
     held = {
         workload.name for workload, part in ((router, order.router), (predictor, order.predictor)) if part.waits_for
     }
-    status, requeue_after = _status(service, observed, settings, order, now)
-    lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in (*observed.router.pods, *observed.predictor.pods))
+    status, requeue_after = _status(service, observed, settings, order, beside, now)
+    every_pod = (*observed.router.pods, *observed.predictor.pods, *observed.canary.pods, *observed.shadow.pods)
+    lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in every_pod)
     return Plan(
         applies=(
             *_namespace(service, settings, lost=lost),
@@ -68,8 +72,9 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
         ),
         deletes=_unwanted(observed, wanted, keep_chains=order.router.rolling or order.router.part.deployment is None),
         status=status,
-        events=transitions(service.status, status),
-        requeue_after=_soonest([requeue_after, LOOK_FOR_SECRET if lost else None]),
+        events=(*transitions(service.status, status), *beside.events),
+        requeue_after=_soonest([requeue_after, beside.requeue_after, LOOK_FOR_SECRET if lost else None]),
+        annotates=beside.annotates,
         labels={"answering": status["answering"]},
     )
 
@@ -107,7 +112,10 @@ def _namespace(service: InferenceService, settings: Settings, *, lost: bool) -> 
         service.metadata.namespace,
         settings,
         account=None in (spec.router.service_account_name, spec.predictor.service_account_name),
-        storage=spec.predictor.model.secret_ref is None or builders.uses_default_storage_in_router(service),
+        storage=spec.predictor.model.secret_ref is None
+        or builders.uses_default_storage_in_router(service)
+        or (spec.canary is not None and spec.canary.model is not None and spec.canary.model.secret_ref is None)
+        or (spec.shadow is not None and spec.shadow.model.secret_ref is None),
         lost=lost,
     )
 
@@ -169,7 +177,7 @@ def _is(problem: Problem | None, reason: str) -> bool:
 
 
 def _status(
-    service: InferenceService, observed: Observed, settings: Settings, order: _Order, now: datetime
+    service: InferenceService, observed: Observed, settings: Settings, order: _Order, beside: Beside, now: datetime
 ) -> tuple[dict[str, Any], timedelta | None]:
     answers = merge(observed.reports, [PREDICTOR, *(step.name for step in service.spec.fallback)])
     silent = None if answers.reported or not observed.router.ready else silent_for(observed.router, now)
@@ -190,6 +198,7 @@ def _status(
         _condition("Available", unavailable(whole), "Answering", f"{who} answers at {whole.url}"),
         _condition("PredictorReady", whole.predictor, "PodsReady", "all predictor pods asked for are ready"),
         _condition("RouterReady", whole.router, "PodsReady", "all router pods asked for are ready"),
+        *beside.conditions,
     ]
     status: dict[str, Any] = {
         "observedGeneration": service.metadata.generation,
@@ -198,6 +207,7 @@ def _status(
         "steps": [step.manifest() for step in answers.steps],
         "predictor": _counts(observed.predictor, _predictors(service, observed.predictor)),
         "router": _counts(observed.router, service.spec.router.replicas),
+        **beside.status,
         "conditions": conditions(
             wanted, service.status.conditions if service.status else (), service.metadata.generation, now
         ),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from controllers.inferenceservice.builders import ROUTER
 from controllers.inferenceservice.observed import Part
 from controllers.inferenceservice.steps import Answers
 from controllers.runtime.objects import Manifest
@@ -35,7 +36,9 @@ UNSCHEDULABLE = "Unschedulable"
 ROLLOUT_STALLED = "RolloutStalled"
 FALLBACK_ANSWERING = "FallbackAnswering"
 NOTHING_ANSWERS = "NothingAnswers"
-PENDING_REASONS = frozenset({"Creating", ROLLING_OUT, "PredictorNotReady", "RouterNotReady"})
+PENDING_REASONS = frozenset(
+    {"Creating", ROLLING_OUT, "PredictorNotReady", "RouterNotReady", "CanaryNotReady", "ShadowNotReady"}
+)
 """Reasons that pass by themselves; all others need somebody."""
 STABLE_AFTER = timedelta(minutes=2)
 """Time that a container must have run since its third restart or later before it is trusted again."""
@@ -105,11 +108,11 @@ def its_process_cannot_work(given: PartInput) -> Problem | None:
                 ended = (status.get(state) or {}).get("terminated")
                 if ended and not status.get("ready") and ended.get("exitCode") == EX_CONFIG:
                     said = last_line(ended.get("message") or "") or f"see kubectl logs --previous {name_of(pod)}"
-                    if given.part.component == PREDICTOR:
+                    if given.part.component != ROUTER:
                         return Problem(
                             "ModelLoadFailed",
-                            f"the model cannot be served: {said}. Correct predictor.model or write the model there; "
-                            "loading is tried again by itself",
+                            f"the model cannot be served: {said}. Correct {given.part.component}.model or write the "
+                            "model there; loading is tried again by itself",
                         )
                     return Problem("ConfigurationFailed", f"pod {name_of(pod)} cannot work as configured: {said}")
     return None

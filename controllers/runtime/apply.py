@@ -9,7 +9,8 @@ applied, which is kept in the annotation `headrace.dev/applied` to notice fields
 Three kinds of objects are special:
 
 - *Pods are created, never changed*: nearly all of a pod is immutable, so a new release of the operator with another
-  idea of a pod must not touch those that run. Plain create also says when somebody else has the name.
+  idea of a pod must not touch those that run. Plain create also says when somebody else has the name. What is said to
+  running ones are annotations (`Annotate`).
 - *Objects that are not there yet* are applied on condition that there is none, because apply would silently take over
   an object of the same name that somebody else made.
 - *Types that are not watched* (Secrets) are written once per process, namespace and content, again after
@@ -38,11 +39,19 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from controllers.runtime.cache import CacheSet
-from controllers.runtime.client import APPLY_PATCH, JSON, ApiClient, ApiError, collection_path, object_path
+from controllers.runtime.client import (
+    APPLY_PATCH,
+    JSON,
+    MERGE_PATCH,
+    ApiClient,
+    ApiError,
+    collection_path,
+    object_path,
+)
 from controllers.runtime.compare import carries
 from controllers.runtime.errors import ReconcileError, RetryError, TerminalError, WaitError
 from controllers.runtime.objects import MANAGED_LABELS, POD, ROLE_BINDING, Key, Manifest, ObjectType, key_of
-from controllers.runtime.plan import Apply, Delete
+from controllers.runtime.plan import Annotate, Apply, Delete
 from controllers.runtime.store import ObjectStore, Owner, controlling_owner
 from headrace.api.meta import parse_quantity
 
@@ -123,6 +132,14 @@ class Applier:
             ReconcileError: One could not be deleted.
         """
         return len(await _all(self._delete(owner, item) for item in deletes))
+
+    async def annotate(self, owner: Manifest, annotates: Sequence[Annotate]) -> int:
+        """Annotate objects, all at the same time; returns the number of requests. One that has gone is no error.
+
+        Raises:
+            ReconcileError: One could not be annotated.
+        """
+        return len(await _all(self._annotate(owner, item) for item in annotates))
 
     async def status(self, store: ObjectStore, resource: Manifest, status: Mapping[str, Any]) -> bool:
         """Write the resource's whole status where it differs; returns whether it did.
@@ -241,6 +258,18 @@ class Applier:
             raise typed_error(error, f"{type_.kind} {key}") from error
         check_owner(owner, type_, key, controlling_owner(found))
         self._caches.store(type_).record(found)
+
+    async def _annotate(self, owner: Manifest, item: Annotate) -> None:
+        body = {"metadata": {"uid": item.uid, "annotations": dict(item.annotations)}}
+        params = {"fieldManager": FIELD_MANAGER}
+        try:
+            answer = await self._write("PATCH", object_path(item.type, item.key), body, MERGE_PATCH, params)
+        except ApiError as error:
+            # Not found, or another object by now: either way the one that was meant is gone.
+            if error.status == 404 or (error.status == 409 and "uid" in error.message.lower()):
+                return
+            raise typed_error(error, f"{item.type.kind} {item.key} of {_name(owner)}") from error
+        self._caches.store(item.type).record(answer)
 
     async def _delete(self, owner: Manifest, item: Delete) -> None:
         body: dict[str, Any] = {"preconditions": {"uid": item.uid}, "propagationPolicy": "Background"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -43,6 +43,21 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Annotate:
+    """Annotations of one object that is there, and nothing else of it: how running pods are told something.
+
+    Attributes:
+        uid: Only the object with this uid is changed.
+        annotations: Values by name; None takes one away.
+    """
+
+    type: ObjectType
+    key: Key
+    uid: str
+    annotations: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """A Kubernetes Event about the resource. Events with the same fields are counted, not repeated.
 
@@ -60,7 +75,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one reconcile wants done, in this order: deletes, applies (in sequence order), status, Events.
+    """What one reconcile wants done, in this order: annotates, deletes, applies (in sequence order), status, Events.
 
     Attributes:
         status: The whole status in API form (camelCase), or None to leave it. Written only where it differs.
@@ -77,5 +92,6 @@ class Plan:
     events: Sequence[Event] = ()
     status_can_wait: timedelta | None = None
     requeue_after: timedelta | None = None
+    annotates: Sequence[Annotate] = ()
     labels: dict[str, str] = field(default_factory=dict)
     """Extra fields for the log line of this reconcile."""

@@ -115,7 +115,8 @@ class Reconciler(Generic[R, O]):
         resource = parse(self.controller.resource, manifest)
         observed = self.controller.gather(resource, self._caches)
         plan = self.controller.plan(resource, observed, self._now())
-        writes = await self._applier.delete(manifest, plan.deletes)
+        writes = await self._applier.annotate(manifest, plan.annotates)
+        writes += await self._applier.delete(manifest, plan.deletes)
         writes += await self._applier.apply(manifest, plan.applies)
         again = plan.requeue_after
         if self._must_wait(manifest, plan):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from headrace.api.counts import TrafficReport
 from headrace.api.inferenceservice import FallbackStep, StepOptions, StepStatus
 from headrace.api.schema import DNSLabel, Model
 
@@ -50,3 +51,5 @@ class RouterReport(Model):
     """The step that is asked first now; empty when none can answer."""
     steps: list[StepStatus] = Field(default_factory=list)
     """Every step in order."""
+    traffic: TrafficReport | None = None
+    """What it counted since it was last told where requests go beside the chain."""

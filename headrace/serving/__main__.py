@@ -43,6 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     predictor.add_argument("--queue", type=int, default=64, help="requests that may wait for a thread")
     router = commands.add_parser("router", help="serve a chain of steps")
     router.add_argument("--chain", type=Path, required=True, help="file with the chain as JSON")
+    router.add_argument("--traffic", type=Path, help="file with where requests go beside the chain; may change")
     router.add_argument("--credentials", type=Path, default=CREDENTIALS, help="folder of mounted Secrets")
     for command in (predictor, router):
         command.add_argument("--host", default=None, help="address to listen at; by default all")
@@ -84,7 +85,7 @@ async def _router(options: argparse.Namespace, times: Times) -> None:
     leaving = Leaving()
     leaving.on_signals()
     reporter = pod_reporter()
-    settings = RouterSettings(options.port, options.host, options.credentials, times)
+    settings = RouterSettings(options.port, options.host, options.credentials, times, traffic=options.traffic)
     try:
         await run_router(
             read_chain(options.chain), settings, leaving, lambda report: reporter.report(report.manifest())

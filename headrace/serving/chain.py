@@ -36,6 +36,8 @@ class Reason(StrEnum):
     OVERLOADED = "overloaded"
     OPEN = "open"
     NOT_READY = "not-ready"
+    REFUSED = "refused"
+    """Of a canary alone: it calls the request wrong, which only the stable model's answer can show to be so."""
 
 
 class Unanswered(Exception):
@@ -142,7 +144,7 @@ class Chain:
                 _admit(guarded)
                 asked = True
                 guarded.last_asked = begun
-                reply = await _ask_one(guarded, query, until, hurried)
+                reply = await _ask_one(guarded, query, until, hurried, self._clock)
             except Unanswered as why:
                 guarded.metrics.missed(why.reason, self._clock() - begun if asked else None)
                 missed.append(Missed(guarded.step.name, why.reason, str(why)))
@@ -160,13 +162,14 @@ def _admit(guarded: Guarded) -> None:
         raise Unanswered(Reason.OVERLOADED, f"maxConcurrency {guarded.limit} reached")
 
 
-async def _ask_one(guarded: Guarded, query: Query, until: float, hurried: bool) -> Reply:
+async def _ask_one(guarded: Guarded, query: Query, until: float, hurried: bool, clock: Callable[[], float]) -> Reply:
     """One call under the step's breaker; `hurried` when `until` is the caller's deadline and not the step's timeout."""
     breaker = guarded.breaker
     permit = None
     if breaker is not None and (permit := breaker.try_acquire()) is None:
         raise Unanswered(Reason.OPEN, "circuit breaker open")
     healthy: bool | None = None
+    begun = clock()
     guarded.in_flight += 1
     try:
         async with asyncio.timeout_at(until) as scope:
@@ -195,7 +198,7 @@ async def _ask_one(guarded: Guarded, query: Query, until: float, hurried: bool) 
             if healthy is None:
                 breaker.release(permit)
             elif healthy:
-                breaker.success(permit)
+                breaker.success(permit, clock() - begun)
             else:
-                breaker.failure(permit)
+                breaker.failure(permit, clock() - begun)
     return reply

@@ -51,6 +51,10 @@ class Endpoint(Protocol):
     def draining(self) -> bool:
         """Whether the process is on its way out; every answer then closes its connection."""
 
+    @property
+    def unit_header(self) -> str:
+        """Request header with the unit of an allocation, in lower case; empty for none."""
+
     def not_ready(self) -> str:
         """Why it cannot answer; empty when it can."""
 
@@ -156,7 +160,9 @@ class ProtocolServer:
             if deadline is not None:
                 patience = min(patience, deadline)
         passed_on = {name: headers[name] for name in PASSED_ON if name in headers}
-        response = await self.endpoint.infer(Query(body, headers.get(_BINARY_HEADER), passed_on), patience)
+        unit = headers.get(named, "") if (named := self.endpoint.unit_header) else ""
+        query = Query(body, headers.get(_BINARY_HEADER), passed_on, unit)
+        response = await self.endpoint.infer(query, patience)
         self.count(protocol, response.status)
         return response
 

@@ -19,11 +19,13 @@ class Query:
     Attributes:
         json_length: The `protocol.BINARY_HEADER` header, None where the body is JSON alone.
         headers: Headers that go on to a replica as they came (tracing).
+        unit: The user or session that an allocation is by; empty for nobody.
     """
 
     body: bytes
     json_length: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from headrace.serving.chain import Guarded, Reason
+from headrace.api.chain import PREDICTOR
+from headrace.api.routing import CANARY, SHADOW
+from headrace.serving.chain import Guarded, Reason, Result
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 """Seconds."""
@@ -52,6 +54,32 @@ class RouterMetrics:
             "headrace_inference_replicas", "Predictor replicas that are ready.", ["service"], registry=self.registry
         )
         ready.labels(service).set_function(replicas)
+        self._arm_requests = Counter(
+            "headrace_inference_arm_requests_total",
+            "Inference requests by arm, step that answered (empty when none did) and outcome, while there are arms.",
+            ["service", "arm", "step", "outcome"],
+            registry=self.registry,
+        )
+        self._arm_seconds = Histogram(
+            "headrace_inference_arm_seconds",
+            "Time of an inference request of an arm, fallbacks included.",
+            ["service", "arm"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._shadowed = Counter(
+            "headrace_inference_shadow_requests_total",
+            "Mirrored requests by outcome: same, different, error (the shadow did not answer), dropped (it was busy).",
+            ["service", "outcome"],
+            registry=self.registry,
+        )
+        self._shadow_seconds = Histogram(
+            "headrace_inference_shadow_seconds",
+            "Time that the primary and the shadow took for the same requests.",
+            ["service", "of"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
         self._request_counters: dict[tuple[str, str], Counter] = {}
 
     def request(self, step: str, status: int) -> None:
@@ -62,6 +90,29 @@ class RouterMetrics:
             counter = self._request_counters[key] = self._requests.labels(self._service, *key)
         counter.inc()
 
+    def split(self, percent: Callable[[], float]) -> None:
+        """Show the percent of the requests that the canary gets."""
+        gauge = Gauge(
+            "headrace_inference_arm_percent",
+            "Percent of the requests that this router was told to give to an arm.",
+            ["service", "arm"],
+            registry=self.registry,
+        )
+        gauge.labels(self._service, CANARY).set_function(percent)
+
+    def arm(self, name: str, result: Result, seconds: float) -> None:
+        """Count a request of an arm."""
+        status = 503 if result.reply is None else result.reply.status
+        self._arm_requests.labels(self._service, name, result.step, outcome(status)).inc()
+        self._arm_seconds.labels(self._service, name).observe(seconds)
+
+    def shadow(self, outcome: str, primary_seconds: float | None, seconds: float | None) -> None:
+        """Count a mirrored request: same, different, error or dropped; times where both answered."""
+        self._shadowed.labels(self._service, outcome).inc()
+        if primary_seconds is not None and seconds is not None:
+            self._shadow_seconds.labels(self._service, PREDICTOR).observe(primary_seconds)
+            self._shadow_seconds.labels(self._service, SHADOW).observe(seconds)
+
     def step(self, name: str) -> StepFigures:
         """Where the chain reports one step."""
         return StepFigures(
@@ -69,9 +120,9 @@ class RouterMetrics:
             {reason: self._fallbacks.labels(self._service, name, reason.value) for reason in Reason},
         )
 
-    def watch(self, steps: Iterable[Guarded]) -> None:
+    def watch(self, steps: Callable[[], Iterable[Guarded]]) -> None:
         """Show the state of each step's breaker and its requests in flight."""
-        self.registry.register(_StepGauges(self._service, tuple(steps)))
+        self.registry.register(_StepGauges(self._service, steps))
 
 
 class PredictorMetrics:
@@ -131,7 +182,7 @@ class StepFigures:
 class _StepGauges:
     """A collector that reads the steps when it is asked."""
 
-    def __init__(self, service: str, steps: tuple[Guarded, ...]) -> None:
+    def __init__(self, service: str, steps: Callable[[], Iterable[Guarded]]) -> None:
         self._service = service
         self._steps = steps
 
@@ -145,7 +196,7 @@ class _StepGauges:
             "Circuit breaker of a step: 0 closed, 1 half-open, 2 open.",
             labels=["service", "step"],
         )
-        for guarded in self._steps:
+        for guarded in self._steps():
             labels = [self._service, guarded.step.name]
             in_flight.add_metric(labels, guarded.in_flight)
             if guarded.breaker is not None:

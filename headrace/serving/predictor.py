@@ -61,6 +61,8 @@ class Predictor:
         self._metrics = metrics
         self._leaving = leaving
 
+    unit_header = ""
+
     @property
     def draining(self) -> bool:
         return self._leaving.begun

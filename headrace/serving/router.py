@@ -11,11 +11,11 @@ from typing import Any
 
 from aiohttp import web
 
-from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER
+from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER, RemotePredictor
 from headrace.api.chain import Chain as ChainSpec
 from headrace.api.inferenceservice import FallbackStep, StepOptions
 from headrace.api.meta import parse_duration
-from headrace.serving.balancer import Balancer, Readiness
+from headrace.api.routing import ARM_HEADER
 from headrace.serving.breaker import Breaker, State
 from headrace.serving.chain import Chain, Guarded, Missed, Result, Step
 from headrace.serving.client import Client
@@ -25,11 +25,12 @@ from headrace.serving.http import ProtocolServer, error, respond
 from headrace.serving.messages import Query
 from headrace.serving.metrics import RouterMetrics
 from headrace.serving.pool import ModelPool
-from headrace.serving.remote import RemoteStep
-from headrace.serving.replicas import PERIOD, ReplicaWatch, Resolve, resolve
+from headrace.serving.replicas import PERIOD, Resolve, resolve
 from headrace.serving.source import load_model
 from headrace.serving.state import Health, Report
 from headrace.serving.steps import LocalStep, StaticStep
+from headrace.serving.traffic.control import TrafficControl
+from headrace.serving.traffic.upstream import RemoteUpstream
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,18 @@ LOCAL_PATIENCE = 15.0
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """What a router needs beside its chain."""
+    """What a router needs beside its chain.
+
+    Attributes:
+        traffic: File with where requests go beside the chain (headrace.api.routing.Traffic); None for nowhere.
+    """
 
     port: int = 8080
     host: str | None = None
     credentials: Path = CREDENTIALS
     times: Times = field(default_factory=Times)
     period: float = PERIOD
+    traffic: Path | None = None
 
 
 class Router:
@@ -80,24 +86,24 @@ class Router:
         self._pools: list[ModelPool] = []
         self._locals: list[LocalStep] = []
         self._client = Client(loop)
-        self._balancer = Balancer(loop.time)
-        self.metrics = RouterMetrics(spec.name, self._ready_replicas)
-        primary = RemoteStep(spec.name, self._client, self._balancer, _seconds(spec.predictor.timeout))
-        steps = [self._guard(primary, spec.predictor)]
+        self._lookup = lookup
+        self.metrics = RouterMetrics(spec.name, lambda: self._primary.ready)
+        self._primary = self._connect(PREDICTOR, spec.predictor)
+        steps = [self._primary.guarded]
         steps += [self._guard(self._step(spec, fallback), fallback) for fallback in spec.fallback]
         self._chain = Chain(steps, loop.time)
-        self.metrics.watch(steps)
-        self._health = Health(steps, loop.time, report)
-        self._watch = ReplicaWatch(
-            spec.predictor.host,
-            spec.predictor.port,
-            self._balancer,
-            self._client,
-            self._health.update,
+        self._traffic = TrafficControl(
+            settings.traffic,
+            self._chain,
+            self._connect,
+            self.metrics,
+            self._reconsider,
             loop.time,
-            lookup,
             settings.period,
         )
+        self.metrics.split(lambda: self._traffic.percent)
+        self.metrics.watch(lambda: (*steps, *self._traffic.steps))
+        self._health = Health(steps, loop.time, report, lambda: self._traffic.report)
 
     def _guard(self, step: Step, options: StepOptions) -> Guarded:
         name = step.name
@@ -112,8 +118,22 @@ class Router:
         limit = options.max_concurrency if breaker is not None else 2**31
         return Guarded(step, _seconds(options.timeout), limit, breaker, self.metrics.step(name))
 
-    def _ready_replicas(self) -> float:
-        return sum(replica.readiness is Readiness.READY for replica in self._balancer.replicas)
+    def _connect(self, name: str, target: RemotePredictor) -> RemoteUpstream:
+        return RemoteUpstream(
+            name,
+            self.model_name,
+            target,
+            self._guard,
+            self._client,
+            self._reconsider,
+            self._lookup,
+            self._settings.period,
+        )
+
+    @property
+    def unit_header(self) -> str:
+        """Request header with the unit of an allocation, in lower case; empty for none."""
+        return self._traffic.unit_header
 
     def _reconsider(self) -> None:
         self._health.update()
@@ -168,34 +188,38 @@ class Router:
 
     async def infer(self, query: Query, patience: float | None) -> web.Response:
         """The chain's answer, and in the headers who gave it and why not another."""
-        result = await self._chain.ask(query, None if patience is None else self._clock() + patience)
-        headers = {STEP_HEADER: result.step} if result.step else {}
+        deadline = None if patience is None else self._clock() + patience
+        arm = self._traffic.choose(query.unit)
+        begun = self._clock()
+        if arm is None:
+            result = await self._chain.ask(query, deadline)
+            headers = {STEP_HEADER: result.step} if result.step else {}
+        else:
+            result = await arm.chain.ask(query, deadline)
+            self._traffic.answered(arm, result, self._clock() - begun)
+            headers = {ARM_HEADER: arm.name, STEP_HEADER: result.step} if result.step else {ARM_HEADER: arm.name}
         if result.missed:
             headers[REASON_HEADER] = ",".join(f"{miss.step}={miss.reason.value}" for miss in result.missed)
         if result.reply is None:
             self.metrics.request("", 503)
             return error(503, _nobody(self.model_name, result), {**headers, "Retry-After": "1"})
+        if self._traffic.mirror is not None and result.step == PREDICTOR:
+            self._traffic.mirror.offer(query, result.reply, self._clock() - begun)
         self.metrics.request(result.step, result.reply.status)
         return respond(result.reply, headers)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the requests."""
         return [
-            self._watch.run(),
-            self._health.run(self._settings.period, self._probe_primary),
+            self._primary.run(),
+            self._traffic.run(),
+            self._health.run(self._settings.period, self._primary.probe),
             *(step.keep_loading(_pause) for step in self._locals),
         ]
 
-    async def _probe_primary(self) -> bool:
-        """Whether any replica says now that it is ready."""
-        replicas = list(self._balancer.replicas)
-        found = await asyncio.gather(*map(self._watch.probe, replicas))
-        return Readiness.READY in found
-
     def close(self) -> None:
         """Give back connections and threads."""
-        for replica in self._balancer.replicas:
-            self._client.forget(replica.address)
+        self._primary.close()
         self._client.close()
         for pool in self._pools:
             pool.close()

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 from headrace.api.chain import PREDICTOR, RouterReport
+from headrace.api.counts import TrafficReport
 from headrace.api.inferenceservice import StepStatus
 from headrace.serving.breaker import State
 from headrace.serving.chain import Guarded
@@ -53,18 +54,26 @@ class Health:
         steps: The chain's steps.
         clock: Loop time.
         report: Takes the state.
+        traffic: What was counted of requests that have more than one place to go.
     """
 
-    def __init__(self, steps: Sequence[Guarded], clock: Callable[[], float], report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Guarded],
+        clock: Callable[[], float],
+        report: Callable[[Report], None],
+        traffic: Callable[[], TrafficReport | None] = lambda: None,
+    ) -> None:
         self._steps = steps
         self._primary = next(guarded for guarded in steps if guarded.step.name == PREDICTOR)
         self._clock = clock
         self._report = report
+        self._traffic = traffic
         self._last: Report | None = None
 
     def update(self) -> None:
         """Report if anything changed."""
-        now = describe(self._steps)
+        now = describe(self._steps).model_copy(update={"traffic": self._traffic()})
         if now == self._last:
             return
         if self._last is None or now.answering != self._last.answering:

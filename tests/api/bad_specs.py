@@ -97,6 +97,11 @@ def predictor(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad
     return service(name, {"predictor": patch}, f"spec.predictor.{field}", words, **more)
 
 
+def canary(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad:
+    """A mistake in a canary."""
+    return service(name, {"canary": {"model": MODEL, **patch}}, f"spec.canary.{field}", words, **more)
+
+
 def served(name: str, patch: Any, field: str, words: str, **more: Any) -> Bad:
     """A mistake in a TrainingJob with parameter servers."""
     topology = {"type": "ParameterServer", "parameterServer": {"servers": 2, **patch}}
@@ -655,6 +660,28 @@ SERVICES: tuple[Bad, ...] = (
         "use lower case letters, digits and '-'",
         python=False,
         metadata={"name": "a.b"},
+    ),
+    service(
+        "canary that changes nothing", {"canary": {"minReplicas": 2}}, "spec.canary", "set model, resources or env"
+    ),
+    canary("steps that fall", {"steps": [{"percent": 50}, {"percent": 5}]}, "steps", "percents of steps must ascend"),
+    canary("the same step twice", {"steps": [{"percent": 5}, {"percent": 5}]}, "steps[1]", "Duplicate value"),
+    canary("more than all requests", {"steps": [{"percent": 101}]}, "steps[0].percent", "less than or equal to 100"),
+    canary("no step", {"steps": []}, "steps", "at least 1 items"),
+    canary("a pause of nothing", {"steps": [{"percent": 5, "pause": "0s"}]}, "steps[0].pause", "above zero"),
+    canary("an error rate beyond percent", {"analysis": {"maxErrorRate": 101}}, "analysis.maxErrorRate", "to 100"),
+    canary("no request is enough", {"analysis": {"minimumRequests": 0}}, "analysis.minimumRequests", "equal to 1"),
+    service(
+        "a header with a space",
+        {"allocation": {"unitHeader": "user id"}},
+        "spec.allocation.unitHeader",
+        "write the name of a request header",
+    ),
+    predictor(
+        "a window of weeks",
+        {"circuitBreaker": {"slidingWindowType": "Weekly"}},
+        "circuitBreaker.slidingWindowType",
+        '"CountBased", "TimeBased"',
     ),
 )
 

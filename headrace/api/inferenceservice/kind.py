@@ -28,6 +28,8 @@ class InferenceService(Resource):
             Column("Reason", '.status.conditions[?(@.type=="Ready")].reason'),
             Column("Answering", ".status.answering", description="The step of the chain that answers now"),
             Column("Predictor", ".status.predictor.summary", description="Predictor pods ready of asked for"),
+            Column("Canary", ".status.canary.summary", description="Percent and phase of the canary"),
+            Column("Shadow", ".status.shadow.summary", priority=1, description="Mirrored requests answered otherwise"),
             Column("Router", ".status.router.summary", priority=1),
             Column("Age", ".metadata.creationTimestamp", "date"),
         ),

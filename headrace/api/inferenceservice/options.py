@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,21 +11,29 @@ from headrace.api.schema import Model, PositiveDuration, Rule, rules
 
 @rules(
     Rule(
-        "self.minimumNumberOfCalls <= self.slidingWindowSize",
+        "self.slidingWindowType == 'TimeBased' || self.minimumNumberOfCalls <= self.slidingWindowSize",
         "minimumNumberOfCalls must not exceed slidingWindowSize, or the breaker never opens",
         ".minimumNumberOfCalls",
-        lambda breaker: breaker.minimum_number_of_calls <= breaker.sliding_window_size,
+        lambda breaker: (
+            breaker.sliding_window_type == "TimeBased" or breaker.minimum_number_of_calls <= breaker.sliding_window_size
+        ),
     )
 )
 class CircuitBreaker(Model):
-    """When a step is given a rest (resilience4j's count-based semantics)."""
+    """When a step is given a rest (resilience4j's semantics)."""
 
+    sliding_window_type: Literal["CountBased", "TimeBased"] = "CountBased"
+    """Whether the rates are over the last calls or over the last seconds."""
     sliding_window_size: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """Last calls that the failure rate is computed over."""
+    """Last calls (CountBased) or seconds (TimeBased) that the rates are computed over."""
     minimum_number_of_calls: Annotated[int, Field(ge=1, le=10_000)] = 5
     """Calls before the rate is looked at."""
     failure_rate_threshold: Annotated[int, Field(ge=1, le=100)] = 50
     """Percent of failed calls (errors and timeouts) that opens the breaker."""
+    slow_call_rate_threshold: Annotated[int, Field(ge=1, le=100)] = 100
+    """Percent of slow calls that opens the breaker."""
+    slow_call_duration_threshold: PositiveDuration = "60s"
+    """Time above which a call is slow, whether it is answered or not."""
     wait_duration_in_open_state: PositiveDuration = "5s"
     """Time during which the step is not asked."""
     permitted_calls_in_half_open_state: Annotated[int, Field(ge=1, le=1000)] = 3

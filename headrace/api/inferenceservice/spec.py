@@ -9,6 +9,7 @@ from pydantic import Field
 from headrace.api.inferenceservice.model import ModelSource
 from headrace.api.inferenceservice.options import StepOptions
 from headrace.api.inferenceservice.static import StaticResponse
+from headrace.api.inferenceservice.traffic import Allocation, Canary, Shadow
 from headrace.api.meta import PodOptions
 from headrace.api.schema import DNSLabel, Model, Rule, list_map, rules
 
@@ -89,3 +90,9 @@ class InferenceServiceSpec(Model):
     """Steps asked in order when the one before times out, errors, is overloaded or has its breaker open."""
     router: Router = Field(default_factory=Router)
     """The pods that answer the service's address."""
+    canary: Canary | None = None
+    """A change of the predictor that a growing part of the requests tries first."""
+    shadow: Shadow | None = None
+    """A second model that gets a copy of the requests and whose answers are compared."""
+    allocation: Allocation | None = None
+    """Who is in which arm, while there is more than one."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from headrace.api.inferenceservice.traffic import CanaryStatus, ShadowStatus
 from headrace.api.meta import Status
 from headrace.api.schema import Model, list_map
 
@@ -45,3 +46,7 @@ class InferenceServiceStatus(Status):
     """Pods of the primary model."""
     router: ReplicaCounts = Field(default_factory=ReplicaCounts)
     """Pods in front."""
+    canary: CanaryStatus | None = None
+    """How far the canary is."""
+    shadow: ShadowStatus | None = None
+    """What came of the mirrored requests."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from controllers.inferenceservice import builders
+from controllers.inferenceservice.canary import merged
 from controllers.inferenceservice.controller import InferenceServiceController
 from controllers.inferenceservice.observed import CHILDREN
 from controllers.runtime.objects import COMPONENT, DEPLOYMENT, OWNER_UID, POD, REPORT, Key, Manifest, ObjectType
@@ -54,9 +55,14 @@ def service(
 
 
 def workloads(of: InferenceService, predictors: int | None = None) -> dict[str, Workload]:
-    """The router's and the predictor's Workload of a service."""
+    """The router's and the predictor's Workload of a service, and the canary's where it has one."""
     chain = builders.chain_config_map(of, SETTINGS)
+    beside = {}
+    if of.spec.canary is not None:
+        spec = of.spec.model_copy(update={"predictor": merged(of.spec.predictor, of.spec.canary)})
+        beside["canary"] = builders.predictor(of.model_copy(update={"spec": spec}), SETTINGS, 1, "canary")
     return {
+        **beside,
         "router": builders.router(of, SETTINGS, chain["metadata"]["name"]),
         "predictor": builders.predictor(of, SETTINGS, predictors or of.spec.predictor.min_replicas),
     }

@@ -137,7 +137,7 @@ class TestCredentials:
             volume = volumes[mounts[f"/etc/headrace/credentials/{secret}"]]
             assert volume["secret"] == {"secretName": secret, "optional": True}
             assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", volume["name"]), "names of volumes are DNS labels"
-        assert len(mounts) == 4, "tmp, chain and one folder for each Secret"
+        assert len(mounts) == 5, "tmp, chain, traffic and one folder for each Secret"
         assert container(of, "digits")["envFrom"] == [{"secretRef": {"name": "headrace-storage"}}]
 
 

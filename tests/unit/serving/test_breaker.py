@@ -29,7 +29,7 @@ def test_every_state_and_rate_of_a_recorded_run_of_resilience4j(trace: dict[str,
     clock = Clock()
     breaker = Breaker(CircuitBreaker.model_validate(trace["config"]), clock)
     held: list[Permit] = []
-    for i, (operation, argument, state, rate) in enumerate(trace["events"]):
+    for i, (operation, argument, state, failure_rate, slow_call_rate) in enumerate(trace["events"]):
         before = breaker.state
         if operation == "advance":
             clock.millis += argument
@@ -40,13 +40,15 @@ def test_every_state_and_rate_of_a_recorded_run_of_resilience4j(trace: dict[str,
                 held.clear()
             held += [permit] if permit else []
         else:
-            getattr(breaker, operation)(held.pop())
+            duration = [] if operation == "release" else [argument / 1000]
+            getattr(breaker, operation)(held.pop(), *duration)
             if breaker.state is not before:
                 held.clear()
         assert breaker.state.name == state, (i, operation)
         if breaker.state is not State.OPEN:
             # resilience4j goes on showing the last rate while it is open.
-            assert breaker.failure_rate == pytest.approx(rate, abs=1e-4), (i, operation)
+            assert breaker.failure_rate == pytest.approx(failure_rate, abs=1e-4), (i, operation)
+            assert breaker.slow_call_rate == pytest.approx(slow_call_rate, abs=1e-4), (i, operation)
 
 
 def opened(clock: Clock) -> tuple[Breaker, Permit]:

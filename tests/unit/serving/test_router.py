@@ -62,6 +62,8 @@ async def running(
     *fallback: dict[str, Any],
     hosts: Callable[[], list[str]] | None = None,
     grpc: bool = False,
+    by_host: dict[str, list[str]] | None = None,
+    traffic: Path | None = None,
     **predictor: Any,
 ) -> AsyncIterator[Running]:
     port = replicas[0].port if replicas else 1
@@ -75,11 +77,13 @@ async def running(
     )
 
     async def lookup(host: str, port: int) -> list[str]:
+        if by_host is not None:
+            return by_host[host]
         return hosts() if hosts else [fake.host for fake in replicas]
 
     leaving = Leaving()
     reports: list[RouterReport] = []
-    settings = RouterSettings(period=0.05, times=Times(0, 5))
+    settings = RouterSettings(period=0.05, times=Times(0, 5), traffic=traffic)
     router = Router(chain, settings, leaving, reports.append, lookup)
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     grpc_ports: list[int] = []

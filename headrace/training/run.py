@@ -343,6 +343,24 @@ class Run:
             prefetch=prefetch,
         )
 
+    def device_mesh(self) -> Any:
+        """The processes as topology.sharding and topology.tensorParallel group them. Collective.
+
+        Returns:
+            A torch DeviceMesh with the dimensions replicate, shard and tensor, in which neighbours share a node, then
+            a zone: `fully_shard(layer, mesh=run.device_mesh()["replicate", "shard"])`.
+
+        Raises:
+            ConfigurationError: the processes are no multiple of tensorParallel.
+        """
+        from torch.distributed.device_mesh import DeviceMesh
+
+        from headrace.training.strategy.mesh import device_mesh
+
+        told = self.environment
+        mesh: DeviceMesh = device_mesh(told.topology, self.device, told.world_size, told.place)
+        return mesh
+
     def watch(self, model: Any) -> None:
         """Show how long steps wait for other workers' gradients, as this DistributedDataParallel measures it."""
         self.observer.clock.watch(model)

@@ -223,6 +223,36 @@ JOBS: tuple[Bad, ...] = (
         "1F1B",
     ),
     job(
+        "sharding of a tree",
+        {"topology": {"allReduce": "Tree", "sharding": "FullShard"}},
+        "spec.topology.sharding",
+        "go with type AllReduce and allReduce Ring: leave the others out",
+    ),
+    job(
+        "layers split inside of zones that share a copy",
+        {"numWorkers": 4, "topology": {"sharding": "HybridShard", "tensorParallel": 2}},
+        "spec.topology.tensorParallel",
+        "goes with sharding NoShard and FullShard",
+    ),
+    job(
+        "three workers that share layers by two",
+        {"topology": {"tensorParallel": 2}},
+        "spec.topology",
+        "make numWorkers (times gpu.count) a multiple of it",
+    ),
+    job(
+        "layers that cannot be split evenly",
+        {"topology": {"tensorParallel": 3}, "classifier": {"hiddenSizes": [64]}},
+        "spec.classifier",
+        "make every size in classifier.hiddenSizes a multiple of it",
+    ),
+    job(
+        "an elastic job whose workers share layers",
+        {"numWorkers": 4, "minWorkers": 2, "maxWorkers": 4, "topology": {"tensorParallel": 2}},
+        "spec.minWorkers",
+        "remove minWorkers and maxWorkers, or set tensorParallel to 1",
+    ),
+    job(
         "inner steps of a topology that has none",
         {"topology": {"type": "AllReduce", "localSGD": {"innerSteps": 10}}},
         "spec.topology.localSGD",

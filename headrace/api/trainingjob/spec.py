@@ -184,6 +184,25 @@ Argument = Annotated[str, Field(max_length=131_072)]
             ),
         ),
         Rule(
+            "!has(self.classifier) || !has(self.topology) || self.topology.tensorParallel == 1 || "
+            "!has(self.classifier.hiddenSizes) || "
+            "self.classifier.hiddenSizes.all(n, n % self.topology.tensorParallel == 0)",
+            "topology.tensorParallel processes share each layer of the classifier evenly: make every size in "
+            "classifier.hiddenSizes a multiple of it",
+            ".classifier",
+            lambda spec: (
+                spec.classifier is None
+                or all(size % spec.topology.tensor_parallel == 0 for size in spec.classifier.hidden_sizes)
+            ),
+        ),
+        Rule(
+            "!has(self.minWorkers) || !has(self.topology) || self.topology.tensorParallel == 1",
+            "processes that share layers (topology.tensorParallel) do not come and go one by one: remove minWorkers "
+            "and maxWorkers, or set tensorParallel to 1",
+            ".minWorkers",
+            lambda spec: spec.min_workers is None or spec.topology.tensor_parallel == 1,
+        ),
+        Rule(
             "!has(self.topology) || self.topology.type != 'ParameterServer' || !has(self.gpu) || self.gpu.count == 1",
             "workers of topology ParameterServer are one process each, with one GPU at most: set gpu.count to 1 and "
             "raise numWorkers",
@@ -252,6 +271,14 @@ Argument = Annotated[str, Field(max_length=131_072)]
             "topology.pipeline.stages",
             ".topology",
             lambda spec: spec.topology.pipeline is None or spec.processes % spec.topology.pipeline.stages == 0,
+        ),
+        Rule(
+            "!has(self.topology) || "
+            "self.numWorkers * (has(self.gpu) ? self.gpu.count : 1) % self.topology.tensorParallel == 0",
+            "each layer is shared by topology.tensorParallel processes: make numWorkers (times gpu.count) a multiple "
+            "of it",
+            ".topology",
+            lambda spec: spec.processes % spec.topology.tensor_parallel == 0,
         ),
         Rule(
             "!has(self.topology) || !has(self.topology.parameterServer) || "

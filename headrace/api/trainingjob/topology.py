@@ -79,6 +79,22 @@ class LocalSGD(Model):
         ".allReduce",
         lambda topology: topology.type == "AllReduce" or topology.all_reduce == "Ring",
     ),
+    Rule(
+        "(self.sharding == 'NoShard' && self.tensorParallel == 1) || (self.type == 'AllReduce' && "
+        "self.allReduce == 'Ring')",
+        "topology.sharding and topology.tensorParallel go with type AllReduce and allReduce Ring: leave the others out",
+        ".sharding",
+        lambda topology: (
+            (topology.sharding == "NoShard" and topology.tensor_parallel == 1)
+            or (topology.type == "AllReduce" and topology.all_reduce == "Ring")
+        ),
+    ),
+    Rule(
+        "self.sharding != 'HybridShard' || self.tensorParallel == 1",
+        "topology.tensorParallel goes with sharding NoShard and FullShard: choose one of them, or set it to 1",
+        ".tensorParallel",
+        lambda topology: topology.sharding != "HybridShard" or topology.tensor_parallel == 1,
+    ),
 )
 class Topology(Model):
     """How the workers train one model together and where they sit."""
@@ -90,6 +106,13 @@ class Topology(Model):
     all_reduce: Literal["Ring", "Tree", "Hierarchical"] = "Ring"
     """Ring: least traffic per worker. Tree: fewer messages in a row, for small models over far links. Hierarchical:
     first within a zone, then between zones, so that slow links carry each gradient once per zone."""
+    sharding: Literal["NoShard", "FullShard", "HybridShard"] = "NoShard"
+    """NoShard: every worker holds the whole model. FullShard: each keeps a part of the parameters, gradients and
+    optimizer state, and layers are gathered when they are used (FSDP2). HybridShard: the workers of a zone share a copy
+    of the model like that, zones average gradients."""
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that compute each layer together; they should share a node. More processes than that are data
+    parallel."""
     pipeline: Pipeline | None = None
     """Stages and schedule of type Pipeline."""
     local_sgd: Annotated[LocalSGD | None, Field(alias="localSGD")] = None

@@ -13,6 +13,7 @@ from headrace.training.strategy.all_reduce import AllReduce
 from headrace.training.strategy.base import Loss, MakeOptimizer, Strategy
 from headrace.training.strategy.local_sgd import LocalSGD
 from headrace.training.strategy.pipeline import INTERLEAVED_STAGES, Pipeline
+from headrace.training.strategy.sharded import Sharded, is_sharded
 
 
 def strategy(
@@ -67,4 +68,6 @@ def strategy(
     if topology.type == "LocalSGD" and world_size > 1:
         chosen = topology.local_sgd or LocalSGDSettings()
         return LocalSGD(model, make_optimizer, loss, chosen, group, rank, world_size, place)
+    if is_sharded(topology, world_size):
+        return Sharded(model, make_optimizer, loss, topology, group, rank, world_size, place)
     return AllReduce(model, make_optimizer, loss, topology, group, rank, world_size, place)

@@ -53,9 +53,12 @@ def test_what_will_happen_is_written_into_the_resource(rest: Rest) -> None:
 def test_a_partly_given_object_is_filled_up(rest: Rest) -> None:
     service = create(rest, GOOD_SERVICE, "partly", {"predictor": {"circuitBreaker": {"slidingWindowSize": 100}}})
     assert service["spec"]["predictor"]["circuitBreaker"] == {
+        "slidingWindowType": "CountBased",
         "slidingWindowSize": 100,
         "minimumNumberOfCalls": 5,
         "failureRateThreshold": 50,
+        "slowCallRateThreshold": 100,
+        "slowCallDurationThreshold": "60s",
         "waitDurationInOpenState": "5s",
         "permittedCallsInHalfOpenState": 3,
     }
@@ -129,6 +132,8 @@ def test_one_line_says_who_answers_for_a_service(rest: Rest) -> None:
         "url": "http://shown.default.svc.cluster.local",
         "answering": "small",
         "predictor": {"ready": 0, "total": 2, "summary": "0/2"},
+        "canary": {"phase": "Progressing", "percent": 25, "summary": "25% Progressing"},
+        "shadow": {"summary": "3/200"},
         "router": {"ready": 2, "total": 2, "summary": "2/2"},
         "conditions": ready("False", "AnsweringFromFallback"),
     }
@@ -143,6 +148,8 @@ def test_one_line_says_who_answers_for_a_service(rest: Rest) -> None:
         "Reason": "AnsweringFromFallback",
         "Answering": "small",
         "Predictor": "0/2",
+        "Canary": "25% Progressing",
+        "Shadow": "3/200",
         "Router": "2/2",
     }
 

@@ -57,8 +57,9 @@ def _children(service: InferenceService) -> list[Reference]:
 
 def _secrets(service: InferenceService) -> Iterator[tuple[str, str]]:
     """Secrets that the service names, and the field."""
-    if service.spec.predictor.model.secret_ref is not None:
-        yield service.spec.predictor.model.secret_ref.name, "spec.predictor.model.secretRef"
+    model = service.spec.predictor.model
+    if model is not None and model.secret_ref is not None:
+        yield model.secret_ref.name, "spec.predictor.model.secretRef"
     canary = service.spec.canary
     if canary is not None and canary.model is not None and canary.model.secret_ref is not None:
         yield canary.model.secret_ref.name, "spec.canary.model.secretRef"

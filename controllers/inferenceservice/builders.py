@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from controllers.runtime import git
 from controllers.runtime.objects import COMPONENT, INSTANCE, MANAGED_LABELS, Manifest
 from controllers.runtime.pods import storage_env_from
 from controllers.runtime.settings import Settings
 from controllers.runtime.workload import DRAIN, PORT_NAME, Probes, Workload, content_hash
 from headrace.api import InferenceService
 from headrace.api.chain import CHAIN_FILE, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
-from headrace.api.inferenceservice import StepOptions
+from headrace.api.inferenceservice import ModelSource, StepOptions
 from headrace.api.meta import parse_duration
 from headrace.api.routing import TRAFFIC, TRAFFIC_FILE
 
@@ -22,6 +24,7 @@ ROUTER = "router"
 SERVICE_PORT = 80
 CHAIN_DIRECTORY = "/etc/headrace/chain"
 TRAFFIC_DIRECTORY = "/etc/headrace/traffic"
+CODE_DIRECTORY = "/etc/headrace/predictor"
 CREDENTIALS_DIRECTORY = "/etc/headrace/credentials"
 """Where routers find the Secrets of fallback models: a folder per Secret, a file per AWS_* name."""
 MONITORING = "headrace.dev/monitoring"
@@ -38,6 +41,12 @@ def part_name(service: InferenceService, component: str) -> str:
 def predictor_name(service: InferenceService) -> str:
     """Name of the predictors' Deployment, Service, budget and policy."""
     return part_name(service, PREDICTOR)
+
+
+def predictor_port(service: InferenceService) -> int:
+    """Where predictors listen."""
+    container = service.spec.predictor.container
+    return container.port if container else HTTP_PORT
 
 
 def url(service: InferenceService, settings: Settings) -> str:
@@ -60,7 +69,9 @@ def remote(service: InferenceService, settings: Settings, component: str) -> Rem
     host = f"{part_name(service, component)}.{service.metadata.namespace}.svc.{settings.cluster_domain}."
     options = {name: getattr(service.spec.predictor, name) for name in StepOptions.model_fields}
     # The final dot of the host spares the name servers the search list.
-    return RemotePredictor(host=host, port=HTTP_PORT, **options)
+    container = service.spec.predictor.container
+    name = (container.model_name or "") if container else ""
+    return RemotePredictor(host=host, port=predictor_port(service), model_name=name, **options)
 
 
 def chain_config_map(service: InferenceService, settings: Settings) -> Manifest:
@@ -91,9 +102,7 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
     # The predictor's time twice: a canary, which comes and goes without a rolling update, has as much before it.
     steps = (service.spec.predictor, service.spec.predictor, *service.spec.fallback)
     longest = sum(map(_timeout, steps), timedelta())
-    secrets = sorted(
-        {step.model.secret_ref.name for step in service.spec.fallback if step.model and step.model.secret_ref}
-    )
+    secrets = sorted(_router_secrets(service))
     return Workload(
         name=service.metadata.name,
         namespace=service.metadata.namespace,
@@ -153,6 +162,8 @@ def predictor(service: InferenceService, settings: Settings, replicas: int, comp
     """
     spec = service.spec.predictor
     longest = _timeout(spec)
+    port = predictor_port(service)
+    code = predictor_code(service, settings)
     return Workload(
         name=part_name(service, component),
         namespace=service.metadata.namespace,
@@ -160,25 +171,98 @@ def predictor(service: InferenceService, settings: Settings, replicas: int, comp
         owner_kind=service.info.kind,
         owner_uid=service.metadata.uid,
         component=component,
-        image=settings.serving_image,
+        image=predictor_image(service, settings),
         image_pull_policy=settings.image_pull_policy,
-        args=(
-            *("python", "-m", "headrace.serving", "predictor"),
-            *("--name", service.metadata.name),
-            *("--model-format", spec.model.model_format),
-            *("--storage-uri", spec.model.storage_uri),
-            *_serving(longest),
-        ),
+        args=spec.container.command if spec.container else _predictor_command(service, code, longest),
+        arguments=spec.container.args if spec.container else (),
         options=spec,
         replicas=replicas,
         most_replicas=spec.max_replicas if component == PREDICTOR else replicas,
-        port=HTTP_PORT,
+        port=port,
         # Loading the model is part of starting.
         probes=Probes(startup=READY, readiness=READY, liveness=LIVE),
         longest_request=longest,
-        ingress=({"from": [_pods_of(service, ROUTER), _monitoring()], "ports": [_port()]},),
-        env_from=storage_env_from(spec.model.secret_ref),
+        ingress=({"from": [_pods_of(service, ROUTER), _monitoring()], "ports": [_port(port)]},),
+        env_from=_predictor_env_from(service),
+        volumes=code.volumes,
+        volume_mounts=code.mounts,
+        init_containers=code.init_containers,
     )
+
+
+def predictor_image(service: InferenceService, settings: Settings) -> str:
+    """The spec's image, else the one that has the library of the model's format."""
+    spec = service.spec.predictor
+    if spec.image is not None:
+        return spec.image
+    special = {"PyTorch": settings.serving_torch_image, "PMML": settings.serving_pmml_image}
+    return special.get(spec.model.model_format if spec.model else "", settings.serving_image)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What a predictor of format Python has in its pod; empty for other formats.
+
+    Attributes:
+        path: The Python file.
+    """
+
+    path: str = ""
+    volumes: Sequence[Manifest] = ()
+    mounts: Sequence[Manifest] = ()
+    init_containers: Sequence[Manifest] = ()
+
+
+def predictor_code(service: InferenceService, settings: Settings) -> Code:
+    """Where the predictor's own class comes from: a mounted key of a ConfigMap, or a repository cloned before."""
+    model = service.spec.predictor.model
+    code = model.code if model else None
+    if code is not None and code.config_map is not None:
+        items = [{"key": code.config_map.key, "path": code.config_map.key}]
+        return Code(
+            path=f"{CODE_DIRECTORY}/{code.config_map.key}",
+            volumes=({"name": "code", "configMap": {"name": code.config_map.name, "items": items}},),
+            mounts=({"name": "code", "mountPath": CODE_DIRECTORY, "readOnly": True},),
+        )
+    if code is not None and code.git is not None:
+        workspace: Manifest = {"name": "workspace", "mountPath": git.WORKSPACE}
+        return Code(
+            path=f"{git.REPOSITORY}/{code.git.path}",
+            volumes=({"name": "workspace", "emptyDir": {}},),
+            mounts=(workspace,),
+            init_containers=(git.clone(code.git, settings, workspace, "predictor.model.code.git"),),
+        )
+    return Code()
+
+
+def _predictor_command(service: InferenceService, code: Code, longest: timedelta) -> tuple[str, ...]:
+    model = service.spec.predictor.model
+    return (
+        *("python", "-m", "headrace.serving", "predictor"),
+        *("--name", service.metadata.name),
+        *(_model_arguments(model) if model else ()),
+        *(("--code", code.path) if code.path else ()),
+        *_serving(longest),
+    )
+
+
+def _model_arguments(model: ModelSource) -> tuple[str, ...]:
+    """What most models need can be read at a glance; the rest is JSON."""
+    plain = {"model_format", "storage_uri", "secret_ref"}
+    if model.storage_uri and not model.model_dump(exclude=plain, exclude_defaults=True):
+        return ("--model-format", model.model_format, "--storage-uri", model.storage_uri)
+    return ("--model", model.model_dump_json(by_alias=True, exclude_defaults=True))
+
+
+def _predictor_env_from(service: InferenceService) -> list[Manifest]:
+    """Credentials of the store and of the registry; a container of somebody else gets none."""
+    model = service.spec.predictor.model
+    if model is None:
+        return []
+    found = storage_env_from(model.secret_ref)
+    if model.registry is not None and model.registry.secret_ref is not None:
+        found.append({"secretRef": {"name": model.registry.secret_ref.name}})
+    return found
 
 
 def router_service(service: InferenceService) -> Manifest:
@@ -211,7 +295,9 @@ def predictor_service(service: InferenceService, component: str = PREDICTOR) -> 
             "clusterIP": "None",
             "publishNotReadyAddresses": False,
             "selector": _selector(service, component),
-            "ports": [{"name": PORT_NAME, "port": HTTP_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}],
+            "ports": [
+                {"name": PORT_NAME, "port": predictor_port(service), "targetPort": PORT_NAME, "protocol": "TCP"},
+            ],
         },
     }
 
@@ -240,9 +326,23 @@ def autoscaler(service: InferenceService) -> Manifest:
     }
 
 
+def uses_default_storage(service: InferenceService) -> bool:
+    """Whether any pod has the installation's credentials."""
+    model = service.spec.predictor.model
+    return (model is not None and model.secret_ref is None) or uses_default_storage_in_router(service)
+
+
 def uses_default_storage_in_router(service: InferenceService) -> bool:
     """Whether a fallback model names no Secret of its own."""
     return any(step.model is not None and step.model.secret_ref is None for step in service.spec.fallback)
+
+
+def _router_secrets(service: InferenceService) -> set[str]:
+    """Secrets that the router's own models name: of their store, of their registry."""
+    models = [step.model for step in service.spec.fallback if step.model is not None]
+    references = [model.secret_ref for model in models]
+    references += [model.registry.secret_ref for model in models if model.registry is not None]
+    return {reference.name for reference in references if reference is not None}
 
 
 def _selector(service: InferenceService, component: str) -> dict[str, str]:
@@ -266,8 +366,8 @@ def _serving(longest_request: timedelta) -> tuple[str, ...]:
     )
 
 
-def _port() -> Mapping[str, Any]:
-    return {"port": HTTP_PORT, "protocol": "TCP"}
+def _port(number: int = HTTP_PORT) -> Mapping[str, Any]:
+    return {"port": number, "protocol": "TCP"}
 
 
 def _pods_of(service: InferenceService, component: str) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from controllers.inferenceservice import admission
 from controllers.inferenceservice import plan as rooms
+from controllers.inferenceservice.models import TRAINING_JOB
 from controllers.inferenceservice.observed import CHILDREN, Observed, gather
 from controllers.runtime.admission import Known, Reference, Verdict
 from controllers.runtime.controller import Caches, PolicyRule
@@ -25,7 +26,7 @@ class InferenceServiceController:
 
     resource = InferenceService
     owns: Sequence[ObjectType] = (*NAMESPACE_TYPES, *CHILDREN, POD)
-    reads: Sequence[ObjectType] = ()
+    reads: Sequence[ObjectType] = (TRAINING_JOB,)
     # Running routers are told where requests go by an annotation of their pods.
     rules: Sequence[PolicyRule] = (*NAMESPACE_RULES, PolicyRule(("",), ("pods",), ("patch",)))
     reviews: Sequence[ObjectType] = admission.REVIEWS

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from controllers.inferenceservice.builders import ROUTER, part_name
+from controllers.inferenceservice.models import TRAINING_JOB, sources
 from controllers.runtime.controller import Caches
 from controllers.runtime.objects import (
     COMPONENT,
@@ -19,6 +20,7 @@ from controllers.runtime.objects import (
     POD,
     REPORT,
     SERVICE,
+    Key,
     Manifest,
     ObjectType,
     by_name,
@@ -63,6 +65,7 @@ class Observed:
         shadow: The pods of the shadow.
         reports: What the ready routers say, by pod name; those that say nothing readable are left out.
         children: Objects owned by the resource, by type.
+        jobs: TrainingJobs whose model the spec asks for, by name; those that exist.
     """
 
     router: Part = Part(ROUTER)
@@ -71,6 +74,7 @@ class Observed:
     shadow: Part = Part(SHADOW)
     reports: tuple[RouterReport, ...] = ()
     children: Mapping[ObjectType, Sequence[Manifest]] | None = None
+    jobs: Mapping[str, Manifest] = field(default_factory=dict)
 
 
 def gather(service: InferenceService, caches: Caches) -> Observed:
@@ -87,7 +91,16 @@ def gather(service: InferenceService, caches: Caches) -> Observed:
         shadow=_part(service, SHADOW, deployments, pods),
         reports=tuple(report for pod in router.pods if is_ready(pod) and (report := report_of(pod)) is not None),
         children=children,
+        jobs=jobs(service, caches),
     )
+
+
+def jobs(service: InferenceService, caches: Caches) -> dict[str, Manifest]:
+    """The TrainingJobs that the spec names."""
+    names = {model.training_job_ref.name for _, model in sources(service) if model.training_job_ref is not None}
+    namespace = service.metadata.namespace
+    found = {name: caches.get(TRAINING_JOB, Key(namespace, name)) for name in sorted(names)}
+    return {name: job for name, job in found.items() if job is not None}
 
 
 def report_of(pod: Manifest) -> RouterReport | None:

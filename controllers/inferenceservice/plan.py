@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from controllers.inferenceservice import builders, traffic
+from controllers.inferenceservice import builders, models, traffic
 from controllers.inferenceservice.events import transitions
 from controllers.inferenceservice.observed import CHILDREN, Observed, Part
 from controllers.inferenceservice.rules import (
@@ -52,6 +52,7 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
     """What to do about the service."""
     if service.metadata.deletion_timestamp is not None:
         return Plan()  # the children go with it
+    service, pins = models.resolve(service, observed.jobs)
     beside = traffic.plan(service, observed, settings, now, _predictors(service, observed.predictor))
     service = beside.service
     chain = builders.chain_config_map(service, settings)
@@ -63,6 +64,8 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
         workload.name for workload, part in ((router, order.router), (predictor, order.predictor)) if part.waits_for
     }
     status, requeue_after = _status(service, observed, settings, order, beside, now)
+    if pins:
+        status["models"] = [pin.manifest() for pin in pins]
     every_pod = (*observed.router.pods, *observed.predictor.pods, *observed.canary.pods, *observed.shadow.pods)
     lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in every_pod)
     return Plan(
@@ -112,10 +115,7 @@ def _namespace(service: InferenceService, settings: Settings, *, lost: bool) -> 
         service.metadata.namespace,
         settings,
         account=None in (spec.router.service_account_name, spec.predictor.service_account_name),
-        storage=spec.predictor.model.secret_ref is None
-        or builders.uses_default_storage_in_router(service)
-        or (spec.canary is not None and spec.canary.model is not None and spec.canary.model.secret_ref is None)
-        or (spec.shadow is not None and spec.shadow.model.secret_ref is None),
+        storage=any(model.secret_ref is None for _, model in models.sources(service)),
         lost=lost,
     )
 

@@ -31,6 +31,8 @@ class Settings:
     Attributes:
         trainer_image: Image of workers that name none.
         serving_image: Image of routers and predictors.
+        serving_torch_image: Image of predictors of PyTorch models.
+        serving_pmml_image: Image of predictors of PMML.
         cluster_domain: DNS suffix of the cluster.
         gang_scheduling: Who sees to it that all workers of a job start or none. Auto: the cluster's own scheduler where
             it can, else the queue; Queue: always the queue; None: nobody.
@@ -38,6 +40,8 @@ class Settings:
 
     trainer_image: str = "headrace/trainer:0.1.0"
     serving_image: str = "headrace/serving:0.1.0"
+    serving_torch_image: str = "headrace/serving-torch:0.1.0"
+    serving_pmml_image: str = "headrace/serving-pmml:0.1.0"
     image_pull_policy: str = "IfNotPresent"
     cluster_domain: str = "cluster.local"
     gang_scheduling: str = "Auto"

@@ -107,6 +107,8 @@ class Workload:
         env_from: Secrets and ConfigMaps whose keys are variables.
         volumes: Volumes of the pod.
         volume_mounts: Mounts of the container.
+        init_containers: Run before it.
+        arguments: What follows the command line; alone where that is the image's own.
         token: Mount the ServiceAccount's token, for a process that reports.
     """
 
@@ -130,6 +132,8 @@ class Workload:
     env_from: Sequence[Manifest] = ()
     volumes: Sequence[Manifest] = ()
     volume_mounts: Sequence[Manifest] = ()
+    init_containers: Sequence[Manifest] = ()
+    arguments: Sequence[str] = ()
     token: bool = False
 
     @property
@@ -172,6 +176,7 @@ def pod_template(workload: Workload) -> Manifest:
     spec = pod_spec(
         workload.options,
         containers=[_container(workload)],
+        init_containers=workload.init_containers,
         volumes=workload.volumes,
         tolerations=[
             _leave_after(LOST_NODE_SECONDS, taint)
@@ -236,7 +241,6 @@ def _container(workload: Workload) -> Manifest:
         "name": workload.component,
         "image": workload.image,
         "imagePullPolicy": workload.image_pull_policy,
-        "command": list(workload.args),
         "ports": [{"name": PORT_NAME, "containerPort": workload.port, "protocol": "TCP"}],
         "env": merged_env([*identity_env(), *workload.env], workload.options.env),
         "resources": _resources(workload.options),
@@ -246,6 +250,10 @@ def _container(workload: Workload) -> Manifest:
         "livenessProbe": _probe(workload.probes.liveness, period=10, timeout=5, failures=6),
         "lifecycle": {"preStop": {"sleep": {"seconds": int(PRE_STOP.total_seconds())}}},
     }
+    if workload.args:
+        container["command"] = list(workload.args)
+    if workload.arguments:
+        container["args"] = list(workload.arguments)
     if workload.env_from:
         container["envFrom"] = list(workload.env_from)
     if workload.volume_mounts:

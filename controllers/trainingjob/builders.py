@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from controllers.runtime import pods
+from controllers.runtime.git import REPOSITORY, WORKSPACE, clone
 from controllers.runtime.objects import Manifest
 from controllers.runtime.settings import Settings
 from controllers.trainingjob.names import (
@@ -27,7 +28,7 @@ from controllers.trainingjob.names import (
 )
 from headrace.api.meta import parse_duration, parse_quantity
 from headrace.api.schema import Model
-from headrace.api.trainingjob import GitSource, Registry, TrainingJob
+from headrace.api.trainingjob import Registry, TrainingJob
 from headrace.api.trainingjob.spec import CLASSIC
 
 ZONE = "topology.kubernetes.io/zone"
@@ -35,26 +36,6 @@ GPU_PRODUCT = "nvidia.com/gpu.product"
 LAUNCHER_PORT = MASTER_PORT + 1
 """Where the tracker of XGBoost and the servers of TensorFlow listen."""
 SCRIPT_FOLDER = "/etc/headrace/script"
-WORKSPACE = "/workspace"
-REPOSITORY = f"{WORKSPACE}/repository"
-
-_CLONE = """\
-set -eu
-rm -rf "$REPOSITORY"
-git init -q "$REPOSITORY"
-cd "$REPOSITORY"
-git remote add origin "$GIT_REPO"
-if git fetch -q --depth 1 origin "$GIT_REF"; then
-  git checkout -q FETCH_HEAD
-else
-  git fetch -q --tags origin '+refs/heads/*:refs/remotes/origin/*'
-  git checkout -q "$GIT_REF" -- || { echo "$GIT_REPO has no branch, tag or commit $GIT_REF: change script.git.ref" >&2; exit 78; }
-fi
-git log -1 --format='commit %H'
-test -f "$GIT_PATH" || { echo "$GIT_REPO has no file $GIT_PATH at $GIT_REF: change script.git.path" >&2; exit 78; }
-"""  # noqa: E501 - a shell script
-"""Not every host serves a commit by its id, so the whole history is the second way. 78 (EX_CONFIG): trying again is of
-no use."""
 
 
 def service(job: TrainingJob) -> Manifest:
@@ -210,35 +191,6 @@ def pack_affinity(job: TrainingJob) -> Manifest:
     term = {"topologyKey": ZONE, "labelSelector": {"matchLabels": worker_labels(job)}}
     return {
         "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
-    }
-
-
-def clone(git: GitSource, settings: Settings, workspace: Manifest) -> Manifest:
-    """Init container that checks the repository out; runs in the trainer image, which has git."""
-    env = [
-        pods.variable("HOME", "/tmp"),
-        pods.variable("REPOSITORY", REPOSITORY),
-        pods.variable("GIT_REPO", git.repo),
-        pods.variable("GIT_REF", git.ref),
-        pods.variable("GIT_PATH", git.path),
-        pods.variable("GIT_TERMINAL_PROMPT", 0),
-        pods.variable("GIT_CONFIG_COUNT", 2 if git.secret_ref else 1),
-        pods.variable("GIT_CONFIG_KEY_0", "init.defaultBranch"),
-        pods.variable("GIT_CONFIG_VALUE_0", "main"),
-    ]
-    if git.secret_ref:
-        helper = '!f() { echo "username=$GIT_USERNAME"; echo "password=$GIT_PASSWORD"; }; f'
-        env += [pods.variable("GIT_CONFIG_KEY_1", "credential.helper"), pods.variable("GIT_CONFIG_VALUE_1", helper)]
-        for key in ("username", "password"):
-            reference = {"name": git.secret_ref.name, "key": key}
-            env.append({"name": f"GIT_{key.upper()}", "valueFrom": {"secretKeyRef": reference}})
-    return {
-        "name": "clone",
-        "image": settings.trainer_image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "command": ["sh", "-c", _CLONE],
-        "env": env,
-        "volumeMounts": [workspace],
     }
 
 

@@ -29,6 +29,8 @@ class RemotePredictor(StepOptions):
     """Headless DNS name; each of its addresses is one replica."""
     port: Annotated[int, Field(ge=1, le=65535)] = HTTP_PORT
     """Port of the replicas."""
+    model_name: str = ""
+    """Name of the model in the replicas' paths; empty for the service's."""
 
 
 class Chain(Model):

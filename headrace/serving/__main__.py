@@ -11,16 +11,17 @@ import os
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import uvloop
 from pydantic import ValidationError
 
 from headrace.api.chain import HTTP_PORT, Chain
+from headrace.api.inferenceservice import ModelFormat, ModelSource
 from headrace.reporting import pod_reporter
 from headrace.serving import logs
 from headrace.serving.drain import Leaving, Times
-from headrace.serving.onnx_model import ModelError
+from headrace.serving.models.base import ModelError
 from headrace.serving.predictor import PredictorSettings, run_predictor
 from headrace.serving.router import CREDENTIALS, RouterSettings, run_router
 from headrace.serving.tensors import RequestError
@@ -38,8 +39,10 @@ def arguments() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     predictor = commands.add_parser("predictor", help="serve one model")
     predictor.add_argument("--name", required=True, help="name of the model in the protocol")
-    predictor.add_argument("--model-format", choices=["ONNX"], default="ONNX")
-    predictor.add_argument("--storage-uri", required=True, help="the model file, or a folder with one model.onnx")
+    predictor.add_argument("--model-format", choices=get_args(ModelFormat), default="ONNX")
+    predictor.add_argument("--storage-uri", help="the model file, or a folder with one such as model.onnx")
+    predictor.add_argument("--model", help="format and source as the JSON of predictor.model, instead of these two")
+    predictor.add_argument("--code", type=Path, help="Python file of a model of format Python")
     predictor.add_argument("--queue", type=int, default=64, help="requests that may wait for a thread")
     router = commands.add_parser("router", help="serve a chain of steps")
     router.add_argument("--chain", type=Path, required=True, help="file with the chain as JSON")
@@ -48,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     for command in (predictor, router):
         command.add_argument("--host", default=None, help="address to listen at; by default all")
         command.add_argument("--port", type=int, default=HTTP_PORT)
+        command.add_argument("--grpc-port", type=int, default=None, help="port of gRPC; by default there is none")
         command.add_argument(
             "--drain-seconds", type=float, default=times.drain, help="how long it still listens after SIGTERM"
         )
@@ -74,10 +78,37 @@ def read_chain(file: Path) -> Chain:
         raise ConfigurationError(f"{file}: {where}: {first['msg']} ({error.error_count()} errors)") from error
 
 
+def read_model(options: argparse.Namespace) -> ModelSource:
+    """What the command line says of the model.
+
+    Raises:
+        ConfigurationError: it says nothing that could be a model.
+    """
+    try:
+        if options.model:
+            return ModelSource.model_validate_json(options.model)
+        code = {"code": {"configMap": {"name": "code", "key": options.code.name}}} if options.code else {}
+        source = {"modelFormat": options.model_format, "storageUri": options.storage_uri, **code}
+        return ModelSource.model_validate({name: value for name, value in source.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(f"the model: {where + ': ' if where else ''}{first['msg']}") from error
+
+
 async def _predictor(options: argparse.Namespace, times: Times) -> None:
     leaving = Leaving()
     leaving.on_signals()
-    settings = PredictorSettings(options.name, options.storage_uri, options.port, options.host, options.queue, times)
+    settings = PredictorSettings(
+        options.name,
+        read_model(options),
+        options.code,
+        options.port,
+        options.host,
+        options.grpc_port,
+        options.queue,
+        times,
+    )
     await run_predictor(settings, leaving)
 
 
@@ -85,7 +116,9 @@ async def _router(options: argparse.Namespace, times: Times) -> None:
     leaving = Leaving()
     leaving.on_signals()
     reporter = pod_reporter()
-    settings = RouterSettings(options.port, options.host, options.credentials, times, traffic=options.traffic)
+    settings = RouterSettings(
+        options.port, options.host, options.grpc_port, options.credentials, times, traffic=options.traffic
+    )
     try:
         await run_router(
             read_chain(options.chain), settings, leaving, lambda report: reporter.report(report.manifest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from headrace.serving.onnx_model import OnnxModel, Stop
+from headrace.serving.models.base import Model, Stop
 from headrace.serving.protocol import decode_request, encode_response, error_body, select_outputs
 
 JSON = "application/json"
@@ -46,7 +46,7 @@ def refusal(status: int, message: str) -> Reply:
     return Reply(status, error_body(message))
 
 
-def infer(model_name: str, model: OnnxModel, query: Query, stop: Stop | None = None) -> Reply:
+def infer(model_name: str, model: Model, query: Query, stop: Stop | None = None) -> Reply:
     """Decode, run, encode: the whole work on one request, to be done in a thread.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from headrace.serving.onnx_model import Stop
+from headrace.serving.models.base import Stop
 
 T = TypeVar("T")
 

@@ -6,17 +6,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from aiohttp import web
-
+from headrace.api.inferenceservice import ModelSource
 from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer, error, respond
 from headrace.serving.messages import Query, infer
 from headrace.serving.metrics import PredictorMetrics
-from headrace.serving.onnx_model import PLATFORM, OnnxModel
+from headrace.serving.models.base import Model
 from headrace.serving.pool import ModelPool, Overloaded
 from headrace.serving.protocol import model_metadata
+from headrace.serving.server import Response
 from headrace.serving.source import load_model
 from headrace.serving.tensors import RequestError
 from headrace.storage import StorageError
@@ -33,13 +34,17 @@ class PredictorSettings:
     """Command line of a predictor.
 
     Attributes:
+        model: Its format and where it is.
+        code: The Python file of a model of format Python.
         waiting: Requests that may wait for a thread before more are refused.
     """
 
     name: str
-    storage_uri: str
+    model: ModelSource
+    code: Path | None = None
     port: int = 8080
     host: str | None = None
+    grpc_port: int | None = None
     waiting: int = 64
     times: Times = field(default_factory=Times)
 
@@ -56,7 +61,7 @@ class Predictor:
 
     def __init__(self, name: str, pool: ModelPool, metrics: PredictorMetrics, leaving: Leaving) -> None:
         self.model_name = name
-        self.model: OnnxModel | None = None
+        self.model: Model | None = None
         self._pool = pool
         self._metrics = metrics
         self._leaving = leaving
@@ -77,9 +82,9 @@ class Predictor:
         """Body of the model metadata."""
         if self.model is None:
             return None
-        return model_metadata(self.model_name, PLATFORM, self.model.inputs, self.model.outputs)
+        return model_metadata(self.model_name, self.model.platform, self.model.inputs, self.model.outputs)
 
-    async def infer(self, query: Query, patience: float | None) -> web.Response:
+    async def infer(self, query: Query, patience: float | None) -> Response:
         """Run the model; a request whose caller has left or whose time is over is dropped."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -87,7 +92,7 @@ class Predictor:
         self._metrics.request(response.status, loop.time() - begun)
         return response
 
-    async def _infer(self, query: Query, deadline: float | None) -> web.Response:
+    async def _infer(self, query: Query, deadline: float | None) -> Response:
         model = self.model
         if model is None:
             return error(503, "not ready: the model is being loaded", RETRY_AFTER)
@@ -103,15 +108,16 @@ class Predictor:
 
 
 async def load(
-    uri: str,
+    source: ModelSource,
     threads: int,
+    code: Path | None = None,
     patience: float = LOAD_PATIENCE,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> OnnxModel:
+) -> Model:
     """Load the model, asking an unreachable store again for a while.
 
     Raises:
-        ModelError: there is no model that can be served at `uri`.
+        ModelError: there is no model that can be served there.
         StorageError: the store refuses, or did not answer for `patience` seconds.
     """
     loop = asyncio.get_running_loop()
@@ -119,7 +125,7 @@ async def load(
     pause = 1.0
     while True:
         try:
-            return await asyncio.to_thread(load_model, uri, None, threads)
+            return await asyncio.to_thread(load_model, source, None, threads, code)
         except StorageError as failed:
             if not failed.retryable or loop.time() + pause > give_up:
                 raise
@@ -141,14 +147,15 @@ async def run_predictor(settings: PredictorSettings, leaving: Leaving) -> None:
     predictor = Predictor(settings.name, pool, metrics, leaving)
 
     async def become_ready() -> None:
-        model = await load(settings.storage_uri, cpus)
+        model = await load(settings.model, cpus, settings.code)
         predictor.model = model
         log.info(
             "model loaded",
             extra={
                 "fields": {
                     "model": settings.name,
-                    "uri": settings.storage_uri,
+                    "format": settings.model.model_format,
+                    "uri": settings.model.storage_uri,
                     "threads": cpus,
                     "inputs": [spec.manifest() for spec in model.inputs],
                     "outputs": [spec.manifest() for spec in model.outputs],
@@ -164,6 +171,7 @@ async def run_predictor(settings: PredictorSettings, leaving: Leaving) -> None:
             leaving,
             settings.times,
             [become_ready()],
+            grpc_port=settings.grpc_port,
         )
     finally:
         pool.close()

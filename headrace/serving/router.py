@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER, RemotePredictor
 from headrace.api.chain import Chain as ChainSpec
 from headrace.api.inferenceservice import FallbackStep, StepOptions
@@ -26,6 +24,7 @@ from headrace.serving.messages import Query
 from headrace.serving.metrics import RouterMetrics
 from headrace.serving.pool import ModelPool
 from headrace.serving.replicas import PERIOD, Resolve, resolve
+from headrace.serving.server import Response
 from headrace.serving.source import load_model
 from headrace.serving.state import Health, Report
 from headrace.serving.steps import LocalStep, StaticStep
@@ -52,6 +51,7 @@ class RouterSettings:
 
     port: int = 8080
     host: str | None = None
+    grpc_port: int | None = None
     credentials: Path = CREDENTIALS
     times: Times = field(default_factory=Times)
     period: float = PERIOD
@@ -121,7 +121,7 @@ class Router:
     def _connect(self, name: str, target: RemotePredictor) -> RemoteUpstream:
         return RemoteUpstream(
             name,
-            self.model_name,
+            target.model_name or self.model_name,
             target,
             self._guard,
             self._client,
@@ -145,13 +145,11 @@ class Router:
         if model is None:
             raise ValueError(f"fallback step {fallback.name!r} has neither a model nor a static response")
         threads = cpu_limit()
-        secret = model.secret_ref
-        credentials = self._settings.credentials / secret.name if secret is not None else None
         pool = ModelPool(threads, fallback.max_concurrency)
         step = LocalStep(
             fallback.name,
             spec.name,
-            lambda: load_model(model.storage_uri, credentials, threads),
+            lambda: load_model(model, self._settings.credentials, threads),
             pool,
             self._reconsider,
         )
@@ -186,7 +184,7 @@ class Router:
                 return body
         return None
 
-    async def infer(self, query: Query, patience: float | None) -> web.Response:
+    async def infer(self, query: Query, patience: float | None) -> Response:
         """The chain's answer, and in the headers who gave it and why not another."""
         deadline = None if patience is None else self._clock() + patience
         arm = self._traffic.choose(query.unit)
@@ -256,6 +254,7 @@ async def run_router(
             leaving,
             settings.times,
             router.tasks(),
+            grpc_port=settings.grpc_port,
         )
     finally:
         router.close()

@@ -11,7 +11,7 @@ import numpy as np
 from headrace.api.inferenceservice import StaticResponse, Tensor
 from headrace.serving.chain import Reason, Unanswered
 from headrace.serving.messages import Query, Reply, infer, refusal
-from headrace.serving.onnx_model import PLATFORM, ModelError, OnnxModel
+from headrace.serving.models.base import Model, ModelError
 from headrace.serving.pool import ModelPool, Overloaded
 from headrace.serving.protocol import (
     TensorSpec,
@@ -44,7 +44,7 @@ class LocalStep:
         self,
         name: str,
         model_name: str,
-        load: Callable[[], OnnxModel],
+        load: Callable[[], Model],
         pool: ModelPool,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
@@ -55,7 +55,7 @@ class LocalStep:
         self._load = load
         self._pool = pool
         self._on_change = on_change
-        self._model: OnnxModel | None = None
+        self._model: Model | None = None
 
     async def keep_loading(self, pause: Callable[[int], Awaitable[None]]) -> None:
         """Load the model, trying again for as long as it takes; `pause(n)` waits after the nth failure."""
@@ -93,7 +93,7 @@ class LocalStep:
         """Body of the model metadata; None while it is not loaded."""
         if self._model is None:
             return None
-        return model_metadata(self._model_name, PLATFORM, self._model.inputs, self._model.outputs)
+        return model_metadata(self._model_name, self._model.platform, self._model.inputs, self._model.outputs)
 
 
 class StaticStep:

@@ -6,12 +6,25 @@ from typing import Annotated
 
 from pydantic import Field
 
-from headrace.api.inferenceservice.model import ModelSource
+from headrace.api.inferenceservice.model import IN_ROUTER, ModelSource
 from headrace.api.inferenceservice.options import StepOptions
 from headrace.api.inferenceservice.static import StaticResponse
 from headrace.api.inferenceservice.traffic import Allocation, Canary, Shadow
 from headrace.api.meta import PodOptions
-from headrace.api.schema import DNSLabel, Model, Rule, list_map, rules
+from headrace.api.schema import LIST_ATOMIC, DNSLabel, ImageName, Model, Rule, list_map, rules
+
+
+class CustomContainer(Model):
+    """How a server of your own runs. It answers at /v2/health/live, /v2/health/ready and /v2/models/<name>/infer."""
+
+    command: Annotated[list[str], Field(max_length=256, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
+    """Entry point; by default the image's."""
+    args: Annotated[list[str], Field(max_length=256, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
+    """Arguments."""
+    port: Annotated[int, Field(ge=1024, le=65535)] = 8080
+    """Where it listens; below 1024 a process without privileges may not."""
+    model_name: Annotated[str, Field(pattern=r"^[^/\\s]+$", max_length=253)] | None = None
+    """Name of the model in its paths; by default the service's."""
 
 
 def _fallback_order(spec: InferenceServiceSpec) -> bool:
@@ -24,13 +37,29 @@ def _fallback_order(spec: InferenceServiceSpec) -> bool:
         "maxReplicas must be at least minReplicas",
         ".maxReplicas",
         lambda predictor: predictor.min_replicas <= predictor.max_replicas,
-    )
+    ),
+    Rule(
+        "has(self.model) != has(self.container)",
+        "set exactly one of model and container",
+        check=lambda predictor: (predictor.model is None) != (predictor.container is None),
+    ),
+    Rule(
+        "!has(self.container) || has(self.image)",
+        "container runs in an image of your own: set image",
+        ".image",
+        lambda predictor: predictor.container is None or predictor.image is not None,
+    ),
 )
 class Predictor(StepOptions, PodOptions):
     """The primary model, in pods of its own."""
 
-    model: ModelSource
+    model: ModelSource | None = None
     """The model to serve."""
+    container: CustomContainer | None = None
+    """A server of your own that speaks the Open Inference Protocol, instead of a model."""
+    image: ImageName | None = None
+    """Image of the pods; by default the platform's for the format. One of your own has what container runs, or
+    `pip install headrace[serving]` and the library of the format."""
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = 2
     """Least pods."""
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -44,7 +73,13 @@ class Predictor(StepOptions, PodOptions):
         "has(self.model) != has(self.static)",
         "a fallback step is either a model or a static response: set exactly one of model and static",
         check=lambda step: (step.model is None) != (step.static is None),
-    )
+    ),
+    Rule(
+        f"!has(self.model) || self.model.modelFormat in {list(IN_ROUTER)}",
+        f"a fallback model runs inside the router, which has {', '.join(IN_ROUTER)}: convert it to ONNX",
+        ".model",
+        lambda step: step.model is None or step.model.model_format in IN_ROUTER,
+    ),
 )
 class FallbackStep(StepOptions):
     """What answers when the steps before it do not."""

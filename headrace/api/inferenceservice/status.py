@@ -33,6 +33,23 @@ class StepStatus(Model):
     """Why a step is not asked."""
 
 
+class ResolvedModel(Model):
+    """Where the model of a TrainingJob was found."""
+
+    name: str
+    """Step of the chain that it is for."""
+    uri: str
+    """Folder of the model."""
+    training_job: str
+    """Name of the job."""
+    uid: str = ""
+    """Its uid: a namesake that runs later is another job."""
+    secret: str = ""
+    """Secret with credentials of the job's storage; empty for the installation's."""
+    generation: int = 0
+    """The metadata.generation that it was looked up for; it is looked up again when the spec changes."""
+
+
 class InferenceServiceStatus(Status):
     """How the service is doing."""
 
@@ -42,6 +59,8 @@ class InferenceServiceStatus(Status):
     """The step that answers now."""
     steps: Annotated[list[StepStatus], Field(json_schema_extra=list_map("name"))] = Field(default_factory=list)
     """Every step in order."""
+    models: Annotated[list[ResolvedModel], Field(json_schema_extra=list_map("name"))] = Field(default_factory=list)
+    """Models of TrainingJobs, as found."""
     predictor: ReplicaCounts = Field(default_factory=ReplicaCounts)
     """Pods of the primary model."""
     router: ReplicaCounts = Field(default_factory=ReplicaCounts)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from controllers import rbac
+from controllers.inferenceservice import models
 from controllers.runtime import objects
 from controllers.runtime.admission import Reviewing
 from controllers.runtime.namespace import NAMESPACE_TYPES
@@ -105,7 +106,12 @@ def test_of_resources_only_the_status_is_written() -> None:
     } | {("trainingjobs", "delete")}  # ttlSecondsAfterFinished
 
 
-TYPES: dict[str, ObjectType] = {name: value for name, value in vars(objects).items() if isinstance(value, ObjectType)}
+TYPES: dict[str, ObjectType] = {
+    name: value
+    for module in (objects, models)
+    for name, value in vars(module).items()
+    if isinstance(value, ObjectType)
+}
 
 
 def used_types(folder: Path) -> set[ObjectType]:

@@ -9,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.serving.onnx_model import ModelError, OnnxModel, Stop, Stopped
+from headrace.api.inferenceservice import ModelSource
+from headrace.serving.models.base import Model, ModelError, Stop, Stopped
+from headrace.serving.models.onnx_model import OnnxModel
 from headrace.serving.source import load_model
 from headrace.serving.tensors import RequestError
 from tests.unit.serving import models
+
+
+def loaded(uri: str) -> Model:
+    return load_model(ModelSource(storage_uri=uri), None, 1)
 
 
 def test_numbers_and_signature_of_a_linear_model(tmp_path: Path) -> None:
@@ -65,15 +71,15 @@ def test_a_model_whose_output_is_no_tensor_is_refused(tmp_path: Path) -> None:
 def test_what_lies_at_the_uri_and_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelError, match=r"file://.*/model.onnx: is no ONNX model"):
-        load_model(f"file://{tmp_path}/model.onnx", None, 1)
+        loaded(f"file://{tmp_path}/model.onnx")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "weights.bin").write_bytes(b"")
     with pytest.raises(ModelError, match=r"no model.onnx \(it has weights.bin\)"):
-        load_model(f"file://{tmp_path}/other", None, 1)
+        loaded(f"file://{tmp_path}/other")
     with pytest.raises(ModelError, match=r"file://.*/nowhere"):
-        load_model(f"file://{tmp_path}/nowhere", None, 1)
+        loaded(f"file://{tmp_path}/nowhere")
 
 
 def test_a_folder_with_a_model(tmp_path: Path) -> None:
     models.linear(tmp_path / "model.onnx")
-    assert load_model(f"file://{tmp_path}", None, 1).output_names == ["y"]
+    assert loaded(f"file://{tmp_path}").output_names == ["y"]

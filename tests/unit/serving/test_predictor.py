@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer
 from headrace.serving.metrics import PredictorMetrics
-from headrace.serving.onnx_model import OnnxModel
+from headrace.serving.models.onnx_model import OnnxModel
 from headrace.serving.pool import ModelPool
 from headrace.serving.predictor import Predictor
 from tests.unit.serving import models
@@ -28,7 +28,7 @@ HUNDRED_MILLION = 100_000_000
 
 @asynccontextmanager
 async def serving(
-    file: Path | None, threads: int = 2, waiting: int = 4
+    file: Path | None, threads: int = 2, waiting: int = 4, grpc: Callable[[int], None] | None = None
 ) -> AsyncIterator[tuple[int, Predictor, ModelPool]]:
     leaving = Leaving()
     pool = ModelPool(threads, waiting)
@@ -44,6 +44,8 @@ async def serving(
             leaving,
             Times(0, 5),
             on_listening=listening.set_result,
+            grpc_port=None if grpc is None else 0,
+            on_grpc=grpc or (lambda port: None),
         )
     )
     try:

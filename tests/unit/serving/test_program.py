@@ -34,7 +34,7 @@ def test_a_bad_model_is_exit_78_and_the_last_line_says_which_and_why(
     uri = f"file://{tmp_path}/model.onnx"
     arguments = ["predictor", "--name", "demo", "--host", "127.0.0.1", "--port", "0", "--drain-seconds", "0"]
     assert main([*arguments, "--storage-uri", uri]) == 78
-    assert last_line(capsys).startswith(f"{uri}: is no ONNX model that ONNX Runtime")
+    assert last_line(capsys).startswith(f"{uri}: is a Python pickle (joblib, torch.save), which could run any code")
     assert main([*arguments, "--storage-uri", f"file://{tmp_path}/missing"]) == 78
     assert f"file://{tmp_path}/missing" in last_line(capsys)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from headrace.serving.models.base import ModelError, Stop, Stopped
 from headrace.serving.protocol import TensorSpec, check_inputs
 from headrace.serving.tensors import DTYPES, Array, RequestError
 
@@ -32,49 +32,19 @@ PLATFORM = "onnx_onnxruntime"
 """``platform`` of the model metadata, by the protocol's naming."""
 
 
-class ModelError(Exception):
-    """The model cannot be served, now or later; the message says what was found and what to do."""
-
-
-class Stopped(Exception):
-    """A run was stopped before it had an answer."""
-
-
-class Stop:
-    """Ends a run from another thread: at once where it has not begun, else at the next node of the graph."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._terminate: Callable[[], None] | None = None
-
-    @property
-    def stopped(self) -> bool:
-        return self._stopped
-
-    def bind(self, terminate: Callable[[], None]) -> None:
-        """Say how the run in progress is ended."""
-        with self._lock:
-            self._terminate = terminate
-            stopped = self._stopped
-        if stopped:
-            terminate()
-
-    def stop(self) -> None:
-        """End the run."""
-        with self._lock:
-            self._stopped = True
-            terminate = self._terminate
-        if terminate is not None:
-            terminate()
+def load(file: Path, threads: int) -> OnnxModel:
+    """The model in a file; see `OnnxModel`."""
+    return OnnxModel(file, threads)
 
 
 class OnnxModel:
-    """A loaded, warmed model. `run` may be called from several threads.
+    """A loaded model. `run` may be called from several threads.
 
     Raises:
         ModelError: the file is no ONNX model that this runtime can serve.
     """
+
+    platform = PLATFORM
 
     def __init__(self, file: Path, threads: int) -> None:
         options = ort.SessionOptions()
@@ -92,26 +62,6 @@ class OnnxModel:
         self.inputs = _specs("input", self._session.get_inputs())
         self.outputs = _specs("output", self._session.get_outputs())
         self.output_names = [spec.name for spec in self.outputs]
-        self._warm()
-
-    def _warm(self) -> None:
-        """One run, so that the first request does not pay for memory and kernels; unknown dimensions are 1."""
-        feeds: dict[str, Array] = {}
-        for spec in self.inputs:
-            shape = [1 if size < 0 else size for size in spec.shape]
-            feeds[spec.name] = (
-                np.full(shape, b"", dtype=object)
-                if spec.datatype == "BYTES"
-                else np.zeros(shape, dtype=DTYPES[spec.datatype])
-            )
-        try:
-            self.run(feeds, self.output_names)
-        except RequestError:
-            # A graph may refuse the made-up sizes (a dimension that must be a multiple of 8, say); real ones will tell.
-            return
-        except Exception as error:
-            if all(size >= 0 for spec in self.inputs for size in spec.shape):
-                raise ModelError(f"fails on an input of zeros: {_reason(error)}") from error
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
         """Outputs by the names asked for.

@@ -1,0 +1,1 @@
+"""Models: one small interface, a module for each format behind it, and the table of formats."""

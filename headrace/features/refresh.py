@@ -172,6 +172,8 @@ class Refresher:
             files=files if len(files) <= MAX_FILES else {},
             refreshed_at=rfc3339(datetime.now(UTC)),
         )
+        if self._client.get(self._keys.of("current")) != (state.current if state is not None else None):
+            raise Overtaken("another refresh changed the online store meanwhile; the next one begins with that")
         if not self._is_whole(after):
             self._client.unlink(self._keys.rows(version), self._keys.of(f"progress:{version}"))
             raise OnlineStoreError(

@@ -296,6 +296,13 @@ def agent_environment(
         "window": parse_duration(policy.window).total_seconds(),
         "hangTimeout": parse_duration(policy.hang_timeout).total_seconds() if policy.hang_timeout else 0,
     }
+    if (preflight := job.spec.topology.preflight) is not None:
+        told["preflight"] = {
+            "minBandwidth": parse_quantity(preflight.min_bandwidth or 0),
+            "maxRoundTrip": parse_duration(preflight.max_round_trip or "0s").total_seconds(),
+            "fail": preflight.on_slow == "Fail",
+            "timeout": parse_duration(preflight.timeout).total_seconds(),
+        }
     return [
         pods.variable("HEADRACE_AGENT", json.dumps(told, separators=(",", ":"))),
         {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},

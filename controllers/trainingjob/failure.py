@@ -35,6 +35,7 @@ OUT_OF_REACH = timedelta(seconds=60)
 """Time that the agents wait for one whose pod runs before the pod is replaced."""
 EX_CONFIG = 78
 GATE_NOT_MET = 79
+LINK_UNUSABLE = 80
 HUNG = 124
 """What an agent ends with whose training process made no progress."""
 SIGKILL = 128 + 9
@@ -182,6 +183,14 @@ def gate_was_not_met(run: Run) -> Verdict | None:
     return Verdict(Outcome.FAILED, "GateNotMet", said or "the model misses spec.evaluation; see the log of worker 0")
 
 
+def link_is_unusable(run: Run) -> Verdict | None:
+    ended = [item for item in own_failures(run) if item.code == LINK_UNUSABLE]
+    if not ended:
+        return None
+    said = min(ended, key=Exit.order).message.removeprefix("error: ") or "see the log of worker 0"
+    return Verdict(Outcome.FAILED, "LinkUnusable", f"topology.preflight: {said}")
+
+
 _NEVER_STARTS = re.compile(
     "executable file not found|no such file or directory|permission denied|exec format error|is a directory",
     re.IGNORECASE,
@@ -293,6 +302,7 @@ RULES: tuple[Callable[[Run], Verdict | None], ...] = (
     every_worker_succeeded,
     configuration_cannot_work,
     gate_was_not_met,
+    link_is_unusable,
     command_cannot_start,
     worker_was_deleted,
     worker_was_disrupted,

@@ -15,13 +15,15 @@ MOST_ROUNDS = 10_000_000
 
 Index = Annotated[int, Field(ge=0, le=4095)]
 Count = Annotated[int, Field(ge=0, le=MOST_ROUNDS)]
+Figure = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Link = tuple[Index, Index, Figure, Figure]
 
 
 class Group(BaseModel):
     """The state of the agents' group; see `headrace.training.agent.coordinator`.
 
     Attributes:
-        state: Gathering, Running, Stopping or Ended.
+        state: Gathering, Probing (links are measured), Running, Stopping or Ended.
         round: Number of the last round that was started, which is an attempt of the job.
         restarts: Counted restarts so far.
         recent: When the last ones were, in seconds since 1970.
@@ -32,11 +34,13 @@ class Group(BaseModel):
         message: The same in words.
         recovered: Seconds from that end to the next step.
         stragglers: Workers that are slower than the others, with how much.
+        links: From worker, to worker, milliseconds there and back, bytes per second; the first 64.
+        slow_links: Those of them that are slow, in words.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore", frozen=True)
 
-    state: Annotated[str, Field(pattern="^(Gathering|Running|Stopping|Ended)$")]
+    state: Annotated[str, Field(pattern="^(Gathering|Probing|Running|Stopping|Ended)$")]
     round: Count = 0
     restarts: Count = 0
     recent: Annotated[list[Annotated[float, Field(ge=0, le=2**40)]], Field(max_length=1000)] = Field(
@@ -51,6 +55,8 @@ class Group(BaseModel):
     stragglers: Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,4}$")], float], Field(max_length=16)] = Field(
         default_factory=dict
     )
+    links: Annotated[list[Link], Field(max_length=64)] = Field(default_factory=list)
+    slow_links: Annotated[str, Field(max_length=1024)] = ""
 
 
 class _Report(BaseModel):

@@ -267,9 +267,10 @@ def transitions(run: Run, before: TrainingJobStatus | None, new: status.Status) 
             yield _event("Warning", ready["reason"], ready["message"])
     yield from restarted_in_place(earlier, new)
     yield from resumed(run, new)
-    slow = now.get("Straggler")
-    if slow is not None and condition_of(earlier, "Straggler") is None:
-        yield _event("Warning", slow["reason"], slow["message"])
+    for kind in ("Straggler", "SlowLink"):
+        slow = now.get(kind)
+        if slow is not None and condition_of(earlier, kind) is None:
+            yield _event("Warning", slow["reason"], slow["message"])
     malformed = now.get("ReportMalformed")
     if malformed is not None and condition_of(earlier, "ReportMalformed") is None:
         yield _event("Warning", "MalformedReport", malformed["message"])

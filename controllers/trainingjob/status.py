@@ -2,7 +2,7 @@
 
 `Ready` is the summary; `Scheduled` and `Running` say how far the current attempt is; `Restarting` holds from the end of
 one attempt to the start of the next; `Succeeded` and `Failed` end the job. `Stalled` (kstatus: will not go on by
-itself), `Straggler` and `ReportMalformed` are there only while they hold.
+itself), `Straggler`, `SlowLink` and `ReportMalformed` are there only while they hold.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def going_on(run: Run, settings: Settings, known: Problem | None = None) -> Stat
         if trouble is None
         else Wanted("Running", False, trouble.reason, "see condition Ready"),
         Wanted("Restarting", True, between.reason, between.message)
-        if between is not None
+        if between is not None and between.reason != "LinkDead"
         else Wanted("Restarting", False, "NotRestarting"),
         Wanted("Succeeded", False, "InProgress"),
         Wanted("Failed", False, "InProgress"),
@@ -56,6 +56,9 @@ def going_on(run: Run, settings: Settings, known: Problem | None = None) -> Stat
     if malformed is not None:
         wanted.append(Wanted("ReportMalformed", True, "MalformedReport", malformed))
     wanted += _stragglers(run)
+    if run.group and run.group.slow_links:
+        remedy = "every step waits for it: look at that link, or at what else uses it"
+        wanted.append(Wanted("SlowLink", True, "LinkSlow", f"{run.group.slow_links}; {remedy}"))
     ready = sum(is_ready(pod) for pod in run.present)
     figures: dict[str, Any] = {
         "attempt": run.attempt,
@@ -76,8 +79,10 @@ def going_on(run: Run, settings: Settings, known: Problem | None = None) -> Stat
 def _between_rounds(run: Run) -> Problem | None:
     """The agents have ended a round and not begun the next."""
     group = run.group
-    if group is None or not group.reason or group.state not in ("Stopping", "Gathering"):
+    if group is None or not group.reason or group.state not in ("Stopping", "Gathering", "Probing"):
         return None
+    if group.reason == "LinkDead":
+        return Problem(group.reason, f"{group.message}; it is tried again till topology.preflight.timeout is over")
     waits = ""
     if group.missing:
         waits = f"; waiting for {', '.join(run.name(index) for index in group.missing[:3])}"
@@ -276,6 +281,7 @@ def _scheduled(run: Run) -> Wanted:
 
 def _places(run: Run) -> list[WorkerPlace]:
     places: list[WorkerPlace] = []
+    links = {source: (time, rate) for source, _, time, rate in (run.group.links if run.group else ())}
     for index, pod in enumerate(run.workers):
         if pod is None or not node_of(pod):
             continue
@@ -287,9 +293,17 @@ def _places(run: Run) -> list[WorkerPlace]:
                 pod=name_of(pod),
                 node=node_of(pod),
                 zone=labels.get(ZONE, ""),
+                **_link(*links.get(index, (0.0, 0.0))),
             )
         )
     return sorted(places, key=lambda place: place.rank)
+
+
+def _link(milliseconds: float, bytes_per_second: float) -> dict[str, str]:
+    """What was measured to the next rank."""
+    if not bytes_per_second:
+        return {}
+    return {"round_trip": f"{milliseconds:.3g}ms", "bandwidth": f"{bytes_per_second / 1e6:.3g}MB/s"}
 
 
 def _position(run: Run, index: int) -> int:

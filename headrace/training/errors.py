@@ -6,6 +6,8 @@ EXIT_FAILED = 1
 """Failed, and another attempt may do better."""
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: the configuration or the data cannot work, however often it is tried."""
+EXIT_LINK = 80
+"""A link between workers is dead or too slow (topology.preflight)."""
 EXIT_GATE_NOT_MET = 79
 """The model is trained and not good enough for spec.evaluation; another attempt would give the same one."""
 EXIT_INTERRUPTED = 143

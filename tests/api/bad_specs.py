@@ -247,6 +247,18 @@ JOBS: tuple[Bad, ...] = (
         "make every size in classifier.hiddenSizes a multiple of it",
     ),
     job(
+        "links of an image that has no agent",
+        {"image": "registry.example/train:1", "topology": {"preflight": {}}},
+        "spec.topology",
+        "remove topology.preflight",
+    ),
+    job(
+        "a bandwidth without a unit that there is",
+        {"topology": {"preflight": {"minBandwidth": "100MB"}}},
+        "spec.topology.preflight.minBandwidth",
+        "write a quantity such as",
+    ),
+    job(
         "an elastic job whose workers share layers",
         {"numWorkers": 4, "minWorkers": 2, "maxWorkers": 4, "topology": {"tensorParallel": 2}},
         "spec.minWorkers",

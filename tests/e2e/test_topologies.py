@@ -24,6 +24,8 @@ def test_every_topology_trains_over_zones(kube: Kube) -> None:
         job = wait_for(f"{name} finishes", lambda name=name: finished(kube, name), seconds=180)  # type: ignore[misc]
         # One process reaches 0.96 to 0.98 on these 360 test digits (tests/image/test_strategies.py).
         assert float(job["status"]["metrics"]["accuracy"]) > 0.94, name
+        if name == "hierarchical":
+            assert all(place["bandwidth"].endswith("MB/s") for place in job["status"]["placement"])
     for name in ("hierarchical", "zones"):
         # The API server tells a pod its node's zone (PodTopologyLabels), and workers group by it.
         assert "3 groups of processes by place" in kube.run("logs", f"{name}-worker-0")

@@ -26,7 +26,7 @@ from headrace.api.trainingjob.status import (
     WorkerCounts,
     WorkerPlace,
 )
-from headrace.api.trainingjob.topology import GPU, LocalSGD, Pipeline, Topology
+from headrace.api.trainingjob.topology import GPU, LocalSGD, Pipeline, Preflight, Topology
 from headrace.api.trainingjob.trainers import ClassifierTrainer, Dataset
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "MatrixFactorizationTrainer",
     "ParameterServer",
     "Pipeline",
+    "Preflight",
     "Progress",
     "RegisteredModel",
     "Registry",

@@ -203,6 +203,16 @@ Argument = Annotated[str, Field(max_length=131_072)]
             lambda spec: spec.min_workers is None or spec.topology.tensor_parallel == 1,
         ),
         Rule(
+            "!has(self.topology) || !has(self.topology.preflight) || "
+            "(!has(self.image) && self.topology.type != 'ParameterServer')",
+            "links are measured by the agents of the platform's trainer image, along the ring of workers: remove "
+            "topology.preflight, or image and topology ParameterServer",
+            ".topology",
+            lambda spec: (
+                spec.topology.preflight is None or (spec.image is None and spec.topology.type != "ParameterServer")
+            ),
+        ),
+        Rule(
             "!has(self.topology) || self.topology.type != 'ParameterServer' || !has(self.gpu) || self.gpu.count == 1",
             "workers of topology ParameterServer are one process each, with one GPU at most: set gpu.count to 1 and "
             "raise numWorkers",

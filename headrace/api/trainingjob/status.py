@@ -106,6 +106,10 @@ class WorkerPlace(Model):
     """Name of the node."""
     zone: str = ""
     """Zone of the node."""
+    round_trip: str = ""
+    """To the worker whose rank comes next and back, as topology.preflight measured it, such as 0.21ms."""
+    bandwidth: str = ""
+    """To the worker whose rank comes next, such as 940MB/s."""
 
 
 class Progress(Model):

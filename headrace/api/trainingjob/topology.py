@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace.api.schema import Model, Rule, remedy, rules
+from headrace.api.schema import Model, PositiveDuration, Quantity, Rule, remedy, rules
 from headrace.api.trainingjob.parameter_server import ParameterServer
 
 
@@ -52,6 +52,20 @@ class LocalSGD(Model):
     """How far the common model follows the replicas' mean; 1 with outerMomentum 0 is plain averaging."""
     outer_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Nesterov momentum of the common model."""
+
+
+class Preflight(Model):
+    """What the links between workers are measured for before training begins."""
+
+    min_bandwidth: Quantity | None = None
+    """Bytes per second below which a link counts as slow, such as 100Mi. Unset: a quarter of the median of the links of
+    its kind (within a node, within a zone, between zones)."""
+    max_round_trip: PositiveDuration | None = None
+    """Time there and back above which a link counts as slow, such as 5ms."""
+    on_slow: Literal["Warn", "Fail"] = "Warn"
+    """Warn: the condition SlowLink, and training begins. Fail: the job ends with reason LinkUnusable."""
+    timeout: PositiveDuration = "2m"
+    """Time in which a link that carries nothing may come to life; then the job ends with reason LinkUnusable."""
 
 
 @rules(
@@ -119,5 +133,8 @@ class Topology(Model):
     """Inner and outer steps of type LocalSGD."""
     parameter_server: ParameterServer | None = None
     """Servers and consistency of type ParameterServer."""
+    preflight: Preflight | None = None
+    """Measure the link from each worker to the one whose rank comes next before training begins, and again for the
+    links of a replaced worker."""
     zone_spread: Literal["Spread", "Pack", "None"] = "Spread"
     """Spread: workers are balanced over zones. Pack: workers share a zone where they fit. None: no preference."""

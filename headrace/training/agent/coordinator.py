@@ -1,6 +1,7 @@
 """The state machine of rounds: what the agents say comes in, what they are told goes out. No I/O, no clock.
 
     Gathering   waiting for everybody (an elastic job: for enough); then a round starts
+    Probing     everybody is there, and links that were not measured yet are (topology.preflight)
     Running     the training processes of a round run
     Stopping    they are being ended everywhere, and why is being found out
     Ended       everybody finished, or nothing more can be done
@@ -12,15 +13,17 @@ number of the last round and the counted restarts from the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
 from typing import Any
 
 from headrace.training.agent.causes import EXIT_HUNG, Cause, Failure, first_cause
+from headrace.training.agent.preflight import Link, Place, dead, slow
 from headrace.training.agent.protocol import Message
 from headrace.training.agent.settings import Settings
+from headrace.training.errors import EXIT_LINK
 
 GRACE = 3.0
 """Seconds for an agent to come back after its connection broke."""
@@ -45,10 +48,17 @@ JOIN_AFTER = 15.0
 """Seconds that a round of an elastic job has at least before it is ended to take a newcomer in."""
 
 
+PROBE_TIME = 30.0
+"""Seconds for all agents to measure their links."""
+PROBE_AGAIN = 5.0
+"""Seconds before dead links are measured again."""
+
+
 class Phase(Enum):
     """Where the group stands."""
 
     GATHERING = "Gathering"
+    PROBING = "Probing"
     RUNNING = "Running"
     STOPPING = "Stopping"
     ENDED = "Ended"
@@ -121,6 +131,14 @@ class Coordinator:
         self.stragglers: dict[int, float] = {}
         """Workers that hold the others up, and how many times the median their own work of a step takes."""
         self._slow_since: dict[int, float] = {}
+        self.links: list[Link] = []
+        """The ring as it was measured."""
+        self.slow_links = ""
+        """Those of them that are slow, in words."""
+        self._probes: dict[int, Link | None] = {}
+        self._measured: set[tuple[str, str]] = set()
+        """Incarnations at the ends of links that were measured and are not dead."""
+        self._dead_since: float | None = None
         self._failures: list[Failure] = []
         self._pending: Cause | None = None
         self._since = now
@@ -186,7 +204,7 @@ class Coordinator:
         if member is None or member.incarnation != incarnation or not member.connected:
             return []
         member.connected, member.lost_at = False, now
-        if member.leaving or self.phase is Phase.GATHERING:
+        if member.leaving or self.phase in (Phase.GATHERING, Phase.PROBING):
             self._lost(member, now)
         return self._step(now)
 
@@ -209,6 +227,8 @@ class Coordinator:
             # One that was told to stop twice, by a lost coordinator and by this one, says so twice: the second word
             # may come when the next round runs already.
             member.state = "idle"
+        elif kind == "probed" and self.phase is Phase.PROBING and index in self._probes:
+            self._probes[index] = Link.parse(_place(member), self._next(index), message)
         elif kind == "leaving":
             member.leaving = True
             if self.phase is Phase.RUNNING:
@@ -259,13 +279,19 @@ class Coordinator:
                 self._lost(member, now)
             if all(member.state == "idle" for member in self.members.values()):
                 self._decide(now)
+        if self.phase is Phase.PROBING:
+            self._look_at_probes(now)
         if self.phase is Phase.GATHERING and self._complete(now):
-            self._start(now)
+            members = ring(self._ready())
+            if self._settings.preflight is not None and not self._is_measured(members):
+                self._probe(members, now)
+            else:
+                self._start(members, now)
         out, self._out = self._out, []
         return out
 
     def _complete(self, now: float) -> bool:
-        ready = [member for member in self.members.values() if member.connected and not member.leaving]
+        ready = self._ready()
         if now < self._not_before or any(member.state != "idle" for member in ready):
             return False
         if 0 not in {member.index for member in ready}:
@@ -276,11 +302,70 @@ class Coordinator:
         enough = len(ready) >= self._settings.min_workers
         return self._settings.elastic and enough and now - self._since >= wait
 
-    def _start(self, now: float) -> None:
+    def _ready(self) -> list[Member]:
+        return [member for member in self.members.values() if member.connected and not member.leaving]
+
+    # Links
+
+    def _is_measured(self, members: Sequence[Member]) -> bool:
+        """Every link of the ring is known to carry something; a new pod's are not."""
+        return len(members) == 1 or self._measured >= {
+            (member.incarnation, after.incarnation) for member, after in _links(members)
+        }
+
+    def _probe(self, members: Sequence[Member], now: float) -> None:
+        self.phase, self._since = Phase.PROBING, now
+        self.order = [member.index for member in members]
+        self._probes = dict.fromkeys(self.order)
+        for member, after in _links(members):
+            self._tell(member.index, {"type": "probe", "address": after.address})
+
+    def _next(self, index: int) -> Place:
+        after = self.order[(self.order.index(index) + 1) % len(self.order)]
+        member = self.members.get(after)
+        return _place(member) if member is not None else Place(after, "", "")
+
+    def _look_at_probes(self, now: float) -> None:
+        if {member.index for member in self._ready()} != set(self.order):
+            self.phase, self._since = Phase.GATHERING, now  # somebody left or came
+            return
+        if any(link is None for link in self._probes.values()):
+            if now - self._since < PROBE_TIME:
+                return
+            silent = "its agent did not measure it in time"
+            for index in [index for index, link in self._probes.items() if link is None]:
+                self._probes[index] = Link(_place(self.members[index]), self._next(index), problem=silent)
+        self.links = [link for link in self._probes.values() if link is not None]
+        self._judge(now)
+
+    def _judge(self, now: float) -> None:
+        """Begin the round, or not yet, or never."""
+        settings = self._settings.preflight
+        assert settings is not None
+        self.slow_links = slow(self.links, settings)
+        trouble = dead(self.links)
+        if trouble:
+            self.last = Cause("LinkDead", trouble, code=EXIT_LINK)
+            self._dead_since = now if self._dead_since is None else self._dead_since
+            if now - self._dead_since >= settings.timeout:
+                self._end(self.last)
+                return
+            self.phase, self._since, self._not_before = Phase.GATHERING, now, now + PROBE_AGAIN
+            return
+        self._dead_since = None
+        if self.last is not None and self.last.reason == "LinkDead":
+            self.last = None
+        if self.slow_links and settings.fail:
+            self._end(Cause("LinkSlow", self.slow_links, code=EXIT_LINK))
+            return
+        members = [self.members[index] for index in self.order]
+        self._measured = {(member.incarnation, after.incarnation) for member, after in _links(members)}
+        self._start(members, now)
+
+    def _start(self, members: Sequence[Member], now: float) -> None:
         self.round += 1
         self._fresh = False
-        members = [member for member in self.members.values() if member.connected and not member.leaving]
-        self.order = [member.index for member in ring(members)]
+        self.order = [member.index for member in members]
         processes = self._settings.processes
         self.phase, self._since = Phase.RUNNING, now
         self._failures, self._pending, self._hang_since = [], None, None
@@ -312,7 +397,7 @@ class Coordinator:
         """Its pod, or at least its processes, are gone."""
         if self.members.get(member.index) is member:
             del self.members[member.index]
-        if self.phase is Phase.GATHERING:
+        if self.phase in (Phase.GATHERING, Phase.PROBING):
             self._since = now
         elif self.phase is Phase.STOPPING:
             if self._pending is None or self._pending.reason == "WorkerInterrupted":
@@ -460,6 +545,15 @@ class Coordinator:
 
     def _tell(self, index: int, message: Message) -> None:
         self._out.append(Tell(index, message))
+
+
+def _links(members: Sequence[Member]) -> list[tuple[Member, Member]]:
+    """Each member with the one after it, the last one with the first."""
+    return list(zip(members, [*members[1:], *members[:1]], strict=True))
+
+
+def _place(member: Member) -> Place:
+    return Place(member.index, member.node, member.zone)
 
 
 def _gone(member: Member) -> Cause:

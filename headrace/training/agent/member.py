@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from headrace.reporting import Reporter
+from headrace.training.agent import preflight
 from headrace.training.agent.causes import Failure
 from headrace.training.agent.child import Child
 from headrace.training.agent.coordinator import Coordinator, Phase
@@ -90,10 +91,15 @@ class Agent:
         server = asyncio.create_task(self._server.run()) if self._server else None
         if server is not None:
             server.add_done_callback(self._on_server_end)
+        probes = None
+        if self._settings.preflight is not None:
+            probes = await preflight.serve(self._settings.token, self._settings.address)
         others = [asyncio.create_task(work()) for work in (self._keep_connected, self._look_after)]
         code, message = await self._exit
         for task in others:
             task.cancel()
+        if probes is not None:
+            probes.close()
         async with self._busy:
             await asyncio.gather(*(child.stop(0.0) for child in self._children))
         if self._writer is not None:
@@ -208,6 +214,8 @@ class Agent:
         kind = message["type"]
         if kind == "start" and not self._leaving:
             self._spawn(self._start(message))
+        elif kind == "probe":
+            self._spawn(self._probe(str(message.get("address", ""))))
         elif kind == "stop":
             self._spawn(self._stop(message))
         elif kind == "finish":
@@ -216,6 +224,17 @@ class Agent:
             self._end(int(message.get("code", EXIT_FAILED)), str(message.get("message", "")))
         elif kind == "leave":
             self._end(EXIT_INTERRUPTED, "this worker was given up and replaced")
+
+    async def _probe(self, address: str) -> None:
+        """Measure the link to the worker whose rank comes after this one's."""
+        found = await preflight.measure(self._settings.token, address)
+        if "problem" in found:
+            logger.warning("the link to the next worker is dead: %s", found["problem"])
+        else:
+            logger.info(
+                "the link to %s: %.3g ms, %s", address, 1e3 * found["roundTrip"], preflight.rate(found["bandwidth"])
+            )
+        self._say({"type": "probed", **found})
 
     # The training processes
 
@@ -336,6 +355,13 @@ class Agent:
             facts["missing"] = coordinator.missing()[:16]
         if coordinator.stragglers:
             facts["stragglers"] = {str(index): times for index, times in sorted(coordinator.stragglers.items())[:16]}
+        if coordinator.links:
+            facts["links"] = [
+                [link.source.index, link.target.index, round(1e3 * link.round_trip, 3), round(link.bandwidth)]
+                for link in coordinator.links[:64]
+            ]
+        if coordinator.slow_links:
+            facts["slowLinks"] = coordinator.slow_links[:800]
         if coordinator.last is not None:
             facts["reason"], facts["message"] = coordinator.last.reason, coordinator.last.message[:600]
         if coordinator.recovered is not None:

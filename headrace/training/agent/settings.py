@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from headrace.training.agent import preflight
 from headrace.training.errors import ConfigurationError
 
 VARIABLE = "HEADRACE_AGENT"
@@ -37,6 +38,7 @@ class Settings:
         address: Address of the pod.
         zone: Zone of its node.
         node: Name of its node.
+        preflight: What is asked of the links between workers; None: they are not measured.
     """
 
     index: int = 0
@@ -58,6 +60,7 @@ class Settings:
     address: str = "127.0.0.1"
     zone: str = ""
     node: str = ""
+    preflight: preflight.Settings | None = None
 
     @property
     def elastic(self) -> bool:
@@ -94,6 +97,7 @@ class Settings:
                 address=values.get("POD_IP") or "127.0.0.1",
                 zone=values.get("HEADRACE_ZONE", ""),
                 node=values.get("HEADRACE_NODE", ""),
+                preflight=preflight.Settings.of(told.get("preflight")),
             )
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigurationError(

@@ -134,3 +134,10 @@ def test_a_stranger_is_turned_away(agents: Start) -> None:
         sock.sendall(json.dumps(hello).encode() + b"\n")
         assert sock.recv(100) == b""
     assert group.wait() == {0: 0, 1: 0}, group.output()
+
+
+def test_links_are_measured_before_the_processes_start(tmp_path: Path) -> None:
+    addresses = {index: {"POD_IP": f"127.0.0.{index + 1}"} for index in range(3)}
+    group = Agents(tmp_path, 3, "", {"preflight": {"timeout": 60}}, addresses).start()
+    assert group.wait() == {0: 0, 1: 0, 2: 0}, group.output()
+    assert "the link to 127.0.0.1: " in group.log(2).read_text()

@@ -11,11 +11,14 @@ from headrace.training.agent.coordinator import (
     FIRST_WAIT,
     GRACE,
     JOIN_AFTER,
+    PROBE_AGAIN,
+    PROBE_TIME,
     SETTLING,
     Coordinator,
     Phase,
     Tell,
 )
+from headrace.training.agent.preflight import Settings as Preflight
 from headrace.training.agent.settings import Settings
 
 EPOCH = 1_700_000_000.0
@@ -290,3 +293,76 @@ def test_the_end_of_all_is_the_end() -> None:
     assert group.phase() is Phase.RUNNING
     group.say(2, "done")
     assert [group.kinds(index)[-1] for index in range(3)] == ["finish"] * 3
+
+
+def probing(**preflight: Any) -> Group:
+    """Three workers in three zones whose links are asked for."""
+    group = Group(preflight=Preflight(**preflight))
+    for index, zone in enumerate("abc"):
+        group.join(index, zone=zone, node=f"n{index}")
+    return group
+
+
+def test_links_are_measured_before_the_first_round_and_not_again_in_the_same_pods() -> None:
+    group = probing()
+    assert group.phase() is Phase.PROBING
+    assert [item.message["address"] for item in group.told] == ["10.0.0.1", "10.0.0.2", "10.0.0.0"]
+    for index in range(3):
+        group.say(index, "probed", roundTrip=0.001, bandwidth=1e9)
+    assert group.phase() is Phase.RUNNING
+    group.fail(1, message="boom").wait(SETTLING + 0.2)
+    assert group.coordinator.round == 2
+    group.lose(2).wait(GRACE + 0.4).join(2, zone="c", node="n3")
+    assert group.phase() is Phase.PROBING, "a new pod has new links"
+
+
+def test_a_dead_link_is_named_and_the_round_begins_once_it_works() -> None:
+    group = probing()
+    group.say(0, "probed", roundTrip=0.001, bandwidth=1e9).say(2, "probed", roundTrip=0.001, bandwidth=1e9)
+    group.say(1, "probed", problem="10.0.0.2:29401 does not answer within 5 s")
+    assert group.phase() is Phase.GATHERING
+    assert group.coordinator.round == 0
+    assert group.coordinator.last is not None
+    assert "from worker 1 (node n1, zone b) to worker 2 (node n2, zone c)" in group.coordinator.last.message
+    group.wait(PROBE_AGAIN + 0.4)
+    assert group.phase() is Phase.PROBING
+    for index in range(3):
+        group.say(index, "probed", roundTrip=0.001, bandwidth=1e9)
+    assert group.phase() is Phase.RUNNING
+    assert group.coordinator.last is None
+
+
+def test_a_link_that_stays_dead_ends_the_job_in_time() -> None:
+    group = probing(timeout=20.0)
+    while group.phase() is not Phase.ENDED:
+        assert group.now < 1100, "twenty seconds, and the last measurement"
+        if group.phase() is Phase.PROBING:
+            for index in range(3):
+                group.say(index, "probed", problem="connection refused")
+        group.wait(1)
+    ends = {item.index: item.message["code"] for item in group.told if item.message["type"] == "end"}
+    assert ends[0] == 80
+
+
+def test_a_slow_link_is_said_and_ends_the_job_only_where_asked() -> None:
+    for fail, phase in ((False, Phase.RUNNING), (True, Phase.ENDED)):
+        group = probing(min_bandwidth=1e8, fail=fail)
+        for index, bandwidth in enumerate((1e9, 1e6, 1e9)):
+            group.say(index, "probed", roundTrip=0.001, bandwidth=bandwidth)
+        assert group.phase() is phase
+        assert "worker 1 (node n1, zone b) to worker 2 (node n2, zone c) carries 1 MB/s" in group.coordinator.slow_links
+
+
+def test_a_worker_that_is_lost_while_links_are_measured_is_waited_for() -> None:
+    group = probing().lose(1)
+    assert group.phase() is Phase.GATHERING
+    group.join(1, zone="b", node="n9")
+    assert group.phase() is Phase.PROBING
+
+
+def test_an_agent_that_measures_nothing_counts_as_dead() -> None:
+    group = probing()
+    group.say(0, "probed", roundTrip=0.001, bandwidth=1e9).say(2, "probed", roundTrip=0.001, bandwidth=1e9)
+    group.wait(PROBE_TIME + 0.4)
+    assert group.coordinator.last is not None
+    assert group.coordinator.last.reason == "LinkDead"

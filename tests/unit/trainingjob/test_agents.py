@@ -11,6 +11,7 @@ import pytest
 from controllers.runtime.objects import POD, REPORT, Manifest
 from controllers.runtime.plan import Plan
 from headrace.api.trainingjob import TrainingJob
+from headrace.training.agent.preflight import Settings as Preflight
 from headrace.training.agent.settings import Settings
 from tests.unit.trainingjob.worlds import (
     NODES,
@@ -215,6 +216,44 @@ def test_a_straggler_is_named_with_its_place() -> None:
     after = planned(with_status(JOB, plan.status), three())
     assert after.status is not None
     assert "Straggler" not in [item["type"] for item in after.status["conditions"]]
+
+
+def test_the_agents_are_told_what_is_asked_of_links() -> None:
+    plan = planned(job(topology={"preflight": {"minBandwidth": "100Mi", "maxRoundTrip": "5ms", "onSlow": "Fail"}}))
+    assert agent(made(plan)[0]).preflight == Preflight(100 * 2**20, 0.005, True, 120.0)
+    assert agent(made(planned(job()))[0]).preflight is None
+
+
+def test_measured_links_are_in_the_placement_and_a_slow_one_is_named() -> None:
+    links = [[0, 1, 0.21, 9.4e8], [1, 2, 0.3, 1e6], [2, 0, 0.2, 9e8]]
+    plan = planned(under_way(), three(links=links, slowLinks="worker 1 (node node-b) to worker 2 carries 1 MB/s"))
+    assert plan.status is not None
+    assert [place["bandwidth"] for place in plan.status["placement"]] == ["940MB/s", "1MB/s", "900MB/s"]
+    assert plan.status["placement"][0]["roundTrip"] == "0.21ms"
+    assert "worker 2 carries 1 MB/s" in condition(plan, "SlowLink")["message"]
+    assert condition(plan, "Ready")["status"] == "True"
+    assert [event.reason for event in plan.events] == ["LinkSlow"]
+
+
+def test_a_dead_link_keeps_the_job_from_ready_and_counts_as_no_restart() -> None:
+    said = {
+        "state": "Gathering",
+        "round": 0,
+        "reason": "LinkDead",
+        "message": "no connection from worker 0 to worker 1",
+    }
+    plan = planned(JOB, three(**said))
+    assert condition(plan, "Ready")["reason"] == "LinkDead"
+    assert "tried again till topology.preflight.timeout" in condition(plan, "Ready")["message"]
+    assert condition(plan, "Restarting")["status"] == "False"
+
+
+def test_a_link_that_stays_dead_fails_the_job_with_its_words() -> None:
+    first, *others = three()
+    pods = [ended(first, 80, message="error: no connection from worker 0 to worker 1"), *others]
+    plan = planned(under_way(), pods, later=10)
+    assert condition(plan, "Failed")["reason"] == "LinkUnusable"
+    assert condition(plan, "Failed")["message"] == "topology.preflight: no connection from worker 0 to worker 1"
 
 
 def test_a_worker_that_does_not_reach_the_others_is_replaced() -> None:

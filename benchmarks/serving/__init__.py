@@ -1,0 +1,1 @@
+"""This service beside other model servers, with the same model."""

@@ -14,13 +14,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import orjson
-from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.api.featureset import ServerReport
@@ -31,19 +30,20 @@ from headrace.features.metrics import Metrics
 from headrace.features.online import OnlineStoreError
 from headrace.features.reading import AsyncFeatureClient
 from headrace.features.source import snapshot, version_of
-from headrace.serving.drain import Leaving, Times, serve
+from headrace.serving.drain import Leaving, Times
+from headrace.serving.server import HttpServer, Limits, Request, Response
 from headrace.storage import StorageError
 
 log = logging.getLogger(__name__)
 
-JSON = "application/json"
 WATCH_INTERVAL = 1.0
 """Seconds between two looks at the online store's version."""
 COUNT_INTERVAL = 10.0
 """Seconds between two times that popularity is written."""
 COUNTED = 50_000
 """Entities counted between those; further ones are not."""
-MAX_BODY = 16 << 20
+LIMITS = Limits(max_body=16 << 20, body_timeout=10.0, idle_timeout=75.0)
+"""What a client may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,55 +83,51 @@ class FeatureServer:
         self._ready = False
         self._leaving: Leaving | None = None
 
-    async def handle(self, request: web.BaseRequest) -> web.Response:
+    @property
+    def limits(self) -> Limits:
+        """What a client may take."""
+        return LIMITS
+
+    def refuse(self, status: int, message: str) -> Response:
+        """The answer to a request that breaks the limits or HTTP."""
+        return _error(status, message)
+
+    async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request."""
         try:
-            match request.method, request.path:
-                case "POST", "/v1/features":
-                    response = await self._timed(request)
-                case "GET", "/v1/metadata":
-                    response = _json(200, self._metadata())
-                case "GET" | "HEAD", "/livez":
-                    response = _json(200, {"live": True})
-                case "GET" | "HEAD", "/readyz":
-                    response = (
-                        _json(200, {"ready": True}) if self._ready else _error(503, f"not ready: {self._problem}")
-                    )
-                case "GET", "/metrics":
-                    body = generate_latest(self._metrics.registry)
-                    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
-                case _, "/v1/features":
-                    response = _error(405, f"{request.method} {request.path}: use POST")
-                case _:
-                    response = _error(404, f"no such path: {request.path}; features are at POST /v1/features")
-        except ConnectionError:
-            raise  # the client has gone
+            response = await self._route(request)
         except Exception:
             log.exception("request failed", extra={"fields": {"path": request.path}})
             response = _error(500, "internal error; the server's log has the details")
         if self._leaving is not None and self._leaving.begun:
-            response.force_close()
+            response.close = True
         return response
 
-    def _readiness(self) -> web.Response:
-        return _json(200, {"ready": True}) if self._ready else _error(503, f"not ready: {self._problem}")
+    async def _route(self, request: Request) -> Response:
+        match request.method, request.path:
+            case "POST", "/v1/features":
+                started = time.perf_counter()
+                response = await self._features(request.body)
+                self._metrics.requested(response.status, time.perf_counter() - started)
+                return response
+            case "GET", "/v1/metadata":
+                return _json(200, self._metadata())
+            case "GET" | "HEAD", "/livez":
+                return _json(200, {"live": True})
+            case "GET" | "HEAD", "/readyz":
+                return _json(200, {"ready": True}) if self._ready else _error(503, f"not ready: {self._problem}")
+            case "GET", "/metrics":
+                return Response(200, generate_latest(self._metrics.registry), {"Content-Type": CONTENT_TYPE_LATEST})
+            case _, "/v1/features":
+                return _error(405, f"{request.method} {request.path}: use POST", {"Allow": "POST"})
+        return _error(404, f"no such path: {request.path}; features are at POST /v1/features")
 
-    async def _timed(self, request: web.BaseRequest) -> web.Response:
-        started = time.perf_counter()
-        response = await self._features(request)
-        self._metrics.requested(response.status, time.perf_counter() - started)
-        return response
-
-    async def _features(self, request: web.BaseRequest) -> web.Response:
+    async def _features(self, body: bytes) -> Response:
         try:
-            question = orjson.loads(await request.read())
+            entities, inputs, features = _fields(orjson.loads(body))
+            answer = await self._answer(entities, inputs, features)
         except orjson.JSONDecodeError as error:
             return _error(400, f"the body is no JSON: {error}")
-        except web.HTTPRequestEntityTooLarge:
-            return _error(413, f"the body exceeds {MAX_BODY} bytes; ask for fewer rows at a time")
-        try:
-            entities, inputs, features = _fields(question)
-            answer = await self._answer(entities, inputs, features)
         except QuestionError as error:
             return _error(400, str(error))
         except OnlineStoreError as error:
@@ -257,20 +253,32 @@ async def run_server(
     """
     cache = served.spec.server.cache
     client = AsyncFeatureClient(served.spec, served.namespace, served.name, settings.uri, cache.max_entities)
-    server = FeatureServer(served, client, report)
+    handler = FeatureServer(served, client, report)
+    loop = asyncio.get_running_loop()
+    http = HttpServer(handler, loop)
+    listener = await loop.create_server(http.connection, settings.host, settings.port, backlog=1024)
+    tasks = [asyncio.ensure_future(task) for task in (http.run(), *handler.tasks(leaving))]
+    asked = asyncio.ensure_future(leaving.wait())
     try:
-        await serve(
-            server.handle,
-            settings.host,
-            settings.port,
-            leaving,
-            settings.times,
-            server.tasks(leaving),
-            on_listening,
-            MAX_BODY,
-        )
+        on_listening(int(listener.sockets[0].getsockname()[1]))
+        await _until(asked, tasks)
+        await asyncio.sleep(settings.times.drain)
     finally:
+        listener.close()
+        await http.shutdown(settings.times.grace)
+        for task in (asked, *tasks):
+            task.cancel()
+        await asyncio.gather(asked, *tasks, return_exceptions=True)
         await client.close()
+
+
+async def _until(asked: asyncio.Future[None], tasks: Sequence[asyncio.Future[None]]) -> None:
+    """Wait until asked to leave; a task that fails ends the server with its exception, one that returns is done."""
+    pending: set[asyncio.Future[None]] = {asked, *tasks}
+    while not asked.done():
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
 
 
 def _fields(question: Any) -> tuple[dict[str, Any], dict[str, Any], list[str] | None]:
@@ -290,9 +298,9 @@ def _fields(question: Any) -> tuple[dict[str, Any], dict[str, Any], list[str] | 
     return entities, inputs, features
 
 
-def _json(status: int, body: Any) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(body), content_type=JSON)
+def _json(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(status, orjson.dumps(body), {"Content-Type": "application/json", **(headers or {})})
 
 
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps({"error": message}), content_type=JSON, headers=headers)
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return _json(status, {"error": message}, headers)

@@ -30,8 +30,19 @@ def python(name: str) -> Path:
     if not complete.exists():
         uv = os.environ.get("UV", "uv")
         sys.stderr.write(f"{name}: environment in {folder}…\n")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
-        install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", interpreter, "--requirement", requirements]
+        venv: list[str | Path] = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder]
+        subprocess.run(venv, check=True)
+        install: list[str | Path] = [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--python",
+            interpreter,
+            "--requirement",
+            requirements,
+        ]
         subprocess.run(install, check=True)
         complete.touch()
     return interpreter

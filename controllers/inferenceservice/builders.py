@@ -14,7 +14,7 @@ from controllers.runtime.pods import storage_env_from
 from controllers.runtime.settings import Settings
 from controllers.runtime.workload import DRAIN, PORT_NAME, Probes, Workload, content_hash
 from headrace.api import InferenceService
-from headrace.api.chain import CHAIN_FILE, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
+from headrace.api.chain import CHAIN_FILE, GRPC_PORT, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
 from headrace.api.inferenceservice import ModelSource, StepOptions
 from headrace.api.meta import parse_duration
 from headrace.api.routing import TRAFFIC, TRAFFIC_FILE
@@ -22,6 +22,7 @@ from headrace.api.routing import TRAFFIC, TRAFFIC_FILE
 ROUTER = "router"
 """Component label and container name of the routers; the predictors' is `headrace.api.chain.PREDICTOR`."""
 SERVICE_PORT = 80
+GRPC_PORT_NAME = "grpc"
 CHAIN_DIRECTORY = "/etc/headrace/chain"
 TRAFFIC_DIRECTORY = "/etc/headrace/traffic"
 CODE_DIRECTORY = "/etc/headrace/predictor"
@@ -116,16 +117,18 @@ def router(service: InferenceService, settings: Settings, chain_name: str) -> Wo
             *("python", "-m", "headrace.serving", "router"),
             *("--chain", f"{CHAIN_DIRECTORY}/{CHAIN_FILE}"),
             *("--traffic", f"{TRAFFIC_DIRECTORY}/{TRAFFIC_FILE}"),
+            *("--grpc-port", str(GRPC_PORT)),
             *_serving(longest),
         ),
         options=spec,
         replicas=spec.replicas,
         most_replicas=spec.replicas,
         port=HTTP_PORT,
+        more_ports={GRPC_PORT_NAME: GRPC_PORT},
         # A router is up before anything answers behind it; it is ready when something does.
         probes=Probes(startup=LIVE, readiness=READY, liveness=LIVE),
         longest_request=longest,
-        ingress=({"ports": [_port()]},),
+        ingress=({"ports": [_port(), _port(GRPC_PORT)]},),
         env_from=storage_env_from(None) if uses_default_storage_in_router(service) else (),
         volumes=(
             {"name": "chain", "configMap": {"name": chain_name}},
@@ -278,7 +281,17 @@ def router_service(service: InferenceService) -> Manifest:
         "spec": {
             "type": "ClusterIP",
             "selector": _selector(service, ROUTER),
-            "ports": [{"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}],
+            "ports": [
+                {"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"},
+                {
+                    "name": GRPC_PORT_NAME,
+                    "port": GRPC_PORT,
+                    "targetPort": GRPC_PORT_NAME,
+                    "protocol": "TCP",
+                    # Gateways and meshes learn from it that this is HTTP/2 without TLS.
+                    "appProtocol": "kubernetes.io/h2c",
+                },
+            ],
             "trafficDistribution": "PreferSameZone",
         },
     }

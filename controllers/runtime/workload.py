@@ -28,7 +28,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -100,6 +100,7 @@ class Workload:
         replicas: Pods asked for now.
         most_replicas: Pods at most, with an autoscaler.
         port: HTTP port of the container.
+        more_ports: Its other ports by name.
         probes: Paths of the probes.
         longest_request: Time that the longest request may take; a leaving pod has it to finish.
         ingress: NetworkPolicy ingress rules; nothing else may connect.
@@ -135,6 +136,7 @@ class Workload:
     init_containers: Sequence[Manifest] = ()
     arguments: Sequence[str] = ()
     token: bool = False
+    more_ports: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def selector(self) -> dict[str, str]:
@@ -241,7 +243,10 @@ def _container(workload: Workload) -> Manifest:
         "name": workload.component,
         "image": workload.image,
         "imagePullPolicy": workload.image_pull_policy,
-        "ports": [{"name": PORT_NAME, "containerPort": workload.port, "protocol": "TCP"}],
+        "ports": [
+            {"name": name, "containerPort": port, "protocol": "TCP"}
+            for name, port in {PORT_NAME: workload.port, **workload.more_ports}.items()
+        ],
         "env": merged_env([*identity_env(), *workload.env], workload.options.env),
         "resources": _resources(workload.options),
         "startupProbe": _probe(workload.probes.startup, period=2, timeout=2, failures=STARTUP // timedelta(seconds=2)),

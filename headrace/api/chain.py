@@ -14,6 +14,8 @@ PREDICTOR = "predictor"
 """Name of the primary step in status, headers and metrics."""
 HTTP_PORT = 8080
 """Port of routers and predictors: the Open Inference Protocol, health and metrics."""
+GRPC_PORT = 9000
+"""Port of routers, and of a service's address: the Open Inference Protocol over gRPC."""
 CHAIN_FILE = "chain.json"
 """Key of the ConfigMap, and name of the mounted file."""
 STEP_HEADER = "headrace-step"

@@ -82,10 +82,10 @@ def test_the_predictor_serves_the_model() -> None:
         assert command[command.index(option) + 1] == value
 
 
-def test_the_address_is_port_80_of_the_routers() -> None:
+def test_the_address_is_ports_80_and_9000_of_the_routers() -> None:
     services = children(service(), SERVICE)
     router = services["digits"]["spec"]
-    assert [(port["port"], port["targetPort"]) for port in router["ports"]] == [(80, "http")]
+    assert [(port["port"], port["targetPort"]) for port in router["ports"]] == [(80, "http"), (9000, "grpc")]
     assert router["selector"].items() <= _labels(service(), "digits").items()
     assert not router["selector"].items() <= _labels(service(), "digits-predictor").items()
     assert services["digits-predictor"]["spec"]["clusterIP"] == "None"
@@ -99,7 +99,8 @@ def test_only_routers_and_monitoring_reach_the_predictors() -> None:
     routers, monitoring = rule["from"]
     assert routers["podSelector"]["matchLabels"].items() <= _labels(service(), "digits").items()
     assert monitoring == {"namespaceSelector": {"matchLabels": {"headrace.dev/monitoring": "true"}}}
-    assert policies["digits"]["spec"]["ingress"] == [{"ports": [{"port": 8080, "protocol": "TCP"}]}]
+    open_ports = [{"port": port, "protocol": "TCP"} for port in (8080, 9000)]
+    assert policies["digits"]["spec"]["ingress"] == [{"ports": open_ports}]
 
 
 def test_only_the_router_reports_so_only_it_has_a_token() -> None:

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster import cache
-from cluster.process import ClusterError, output, succeeds
+from cluster import bridges, cache
+from cluster.process import ClusterError, output
 
 SETTINGS = (
     "net.ipv4.ip_forward",
@@ -118,15 +118,22 @@ def restore() -> list[str]:
         return []
     done = []
     started = "dockerd" in state.daemons
+    own = _alive("dockerd")
+    asked = own is not None and answers()
+    networks = docker("network", "ls", "--quiet", "--filter", "driver=bridge").split() if asked else []
+    others = bridges.other_daemons(own)
+    gone = bridges.bridges(state.links, networks, shared=bool(others))
     for program in ("dockerd", "containerd"):
         if (pid := _alive(program)) is not None:
             _stop(pid)
             done.append(f"stopped {program} (pid {pid})")
     if started:
-        done += _remove_network_traces(state)
+        done += bridges.remove(gone, state.forward_policy, shared=bool(others))
         done += _unmount()
         shutil.rmtree(_run_folder(), ignore_errors=True)
-    if os.geteuid() == 0:
+    if started and others:
+        done.append(f"kernel settings and Docker's iptables chains stay: another dockerd (pid {others[0]}) uses them")
+    elif os.geteuid() == 0:
         for name, value in state.settings.items():
             if _read_setting(name) not in (None, value):
                 _setting_path(name).write_text(value)
@@ -308,32 +315,11 @@ def _remember_settings() -> HostState:
         return state
     state = HostState(
         settings={name: value for name in SETTINGS if (value := _read_setting(name)) is not None},
-        forward_policy=_forward_policies() if os.geteuid() == 0 else {},
-        links=_links(),
+        forward_policy=bridges.forward_policies() if os.geteuid() == 0 else {},
+        links=bridges.links(),
     )
     _save(state)
     return state
-
-
-def _forward_policies() -> dict[str, str]:
-    policies = {}
-    for command in ("iptables", "ip6tables"):
-        if shutil.which(command) and succeeds([command, "-S", "FORWARD"]):
-            policies[command] = output([command, "-S", "FORWARD"]).splitlines()[0].split()[2]
-    return policies
-
-
-def _remove_network_traces(state: HostState) -> list[str]:
-    """Take away the bridges and the iptables rules that a stopped dockerd leaves, and nobody else's."""
-    bridges = [name for name in _links() if name not in state.links and name.startswith(("docker", "br-"))]
-    for bridge in bridges:
-        output(["ip", "link", "delete", bridge])
-    for command, policy in state.forward_policy.items():
-        rules = output([f"{command}-save"]).splitlines()
-        kept = [line for line in rules if "DOCKER" not in line and not any(bridge in line for bridge in bridges)]
-        output([f"{command}-restore"], stdin="\n".join(kept) + "\n")
-        output([command, "-P", "FORWARD", policy])
-    return [f"removed {', '.join(bridges)} and Docker's iptables rules"] if bridges else []
 
 
 def _unmount() -> list[str]:
@@ -346,11 +332,6 @@ def _unmount() -> list[str]:
     for mount in reversed(left):
         output(["umount", mount])
     return [f"unmounted {mount}" for mount in reversed(left)]
-
-
-def _links() -> list[str]:
-    """Network interfaces of this network namespace; /sys may show those of another."""
-    return sorted(line.split(": ")[1].split("@")[0] for line in output(["ip", "-o", "link"]).splitlines())
 
 
 def _read_setting(name: str) -> str | None:

@@ -38,6 +38,8 @@ class Recipe:
 
     extra: str = ""
     """Extra of pyproject.toml whose locked packages the image has; with it comes the wheel."""
+    base: str = ""
+    """The project's image that it stands on, which has the wheel already; by default the plain base."""
     folders: tuple[str, ...] = ()
     """Folders of the checkout."""
     programs: tuple[str, ...] = ()
@@ -49,6 +51,8 @@ RECIPES = {
     "s3": Recipe(programs=("versitygw",)),
     "serving": Recipe(extra="serving"),
     "trainer": Recipe(extra="classic"),
+    "serving-torch": Recipe(extra="serving", base="trainer"),
+    "serving-pmml": Recipe(extra="pmml", base="serving"),
     "valkey": Recipe(),
 }
 
@@ -120,9 +124,11 @@ def _into_nodes(contents: dict[str, str], workers: list[str]) -> None:
 
 def build(name: str) -> tuple[str, bool]:
     """Build the image `name` unless Docker has it; return the hash of its content and whether it was built."""
+    stands_on = RECIPES[name].base
+    below = build(stands_on)[0] if stands_on else ""
     with _context(name) as context:
-        base = _base()
-        content = cache.digest(base, cache.digest_files(context, [context]))
+        base = tag(stands_on) if stands_on else _base()
+        content = cache.digest(base, below, cache.digest_files(context, [context]))
         filters = ["--filter", f"reference={tag(name)}", "--filter", f"label={CONTENT_LABEL}={content}"]
         if host.docker("image", "ls", "--quiet", *filters).strip():
             return content, False
@@ -147,7 +153,8 @@ def _context(name: str) -> Iterator[Path]:
             export = ["export", "--frozen", "--quiet", "--no-header", "--no-annotate", "--no-emit-project"]
             export += ["--no-default-groups", "--extra", recipe.extra]
             (context / "requirements.txt").write_text(output([_uv(), *export, "--project", ROOT]))
-            shutil.copy(_wheel(), context)
+            if not recipe.base:
+                shutil.copy(_wheel(), context)
         for part in recipe.folders:
             shutil.copytree(ROOT / part, context / part, ignore=shutil.ignore_patterns("__pycache__"))
         for program in recipe.programs:

@@ -1,4 +1,4 @@
-"""Training: a session for PyTorch scripts, and a built-in classifier.
+"""Training: a session for PyTorch scripts, a built-in classifier, and functions of a notebook that run in a cluster.
 
 Importing this package imports no torch: that happens when a session begins.
 """
@@ -12,11 +12,12 @@ from headrace.training.errors import ConfigurationError, Interrupted
 
 if TYPE_CHECKING:
     from headrace.training.classifier import train_classifier
-    from headrace.training.run import Run, session
+    from headrace.training.launch import run
+    from headrace.training.running import Run, session
 
-__all__ = ["ConfigurationError", "Interrupted", "Run", "session", "train_classifier"]
+__all__ = ["ConfigurationError", "Interrupted", "Run", "run", "session", "train_classifier"]
 
-_MODULES = {"Run": "run", "session": "run", "train_classifier": "classifier"}
+_MODULES = {"Run": "running", "run": "launch", "session": "running", "train_classifier": "classifier"}
 
 
 def __getattr__(name: str) -> Any:

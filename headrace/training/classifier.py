@@ -21,7 +21,7 @@ from headrace.api.trainingjob import ClassifierTrainer
 from headrace.storage import patiently
 from headrace.training.data import Features, Split, Standardization, epoch_order, load, shard, split
 from headrace.training.errors import ConfigurationError, Interrupted
-from headrace.training.run import Run, session
+from headrace.training.running import Run, session
 from headrace.training.strategy import Strategy, strategy
 from headrace.training.strategy.parameter_server import ParameterServerStrategy
 

@@ -203,25 +203,28 @@ async def measure(token: str, host: str, port: int = PORT) -> dict[str, Any]:
     Returns:
         `roundTrip` in seconds and `bandwidth` in bytes per second; `problem` where nothing came through.
     """
-    writer: asyncio.StreamWriter | None = None
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT)
-        connected = writer
-        connected.write(encode({"type": "probe", "token": token}))
-        times: list[float] = []
-        for _ in range(ROUND_TRIPS):
-            began = time.perf_counter()
-            connected.write(b"p")
-            await asyncio.wait_for(reader.readexactly(1), CONNECT)
-            times.append(time.perf_counter() - began)
-        return {"roundTrip": statistics.median(times), "bandwidth": await _bandwidth(reader, connected)}
+        try:
+            writer.write(encode({"type": "probe", "token": token}))
+            round_trip = await _round_trip(reader, writer)
+            return {"roundTrip": round_trip, "bandwidth": await _bandwidth(reader, writer)}
+        finally:
+            writer.close()
     except TimeoutError:
         return {"problem": f"{host}:{port} does not answer within {CONNECT:g} s"}
     except (OSError, asyncio.IncompleteReadError) as error:
         return {"problem": f"{host}:{port}: {error or type(error).__name__}"}
-    finally:
-        if writer is not None:
-            writer.close()
+
+
+async def _round_trip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+    times: list[float] = []
+    for _ in range(ROUND_TRIPS):
+        began = time.perf_counter()
+        writer.write(b"p")
+        await asyncio.wait_for(reader.readexactly(1), CONNECT)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 async def _bandwidth(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:

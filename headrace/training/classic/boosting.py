@@ -23,7 +23,7 @@ from headrace.training.classic.snapshot import Snapshot
 from headrace.training.environment import Environment
 from headrace.training.errors import Interrupted
 from headrace.training.process_group import broadcast_bytes
-from headrace.training.run import Run, session
+from headrace.training.running import Run, session
 
 REPORT_EVERY = 10
 """Rounds between two reports of the training loss."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.training.process_group import available_cpus
-from headrace.training.run import Run
+from headrace.training.running import Run
 
 
 def threads() -> int:

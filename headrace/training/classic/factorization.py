@@ -38,7 +38,7 @@ from headrace.training.classic.snapshot import Snapshot
 from headrace.training.environment import Environment
 from headrace.training.errors import ConfigurationError, Interrupted
 from headrace.training.parquet import ParquetRows
-from headrace.training.run import Run, session
+from headrace.training.running import Run, session
 
 MODEL_FILE = "model.safetensors"
 REPORT_EVERY = 5

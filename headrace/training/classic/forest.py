@@ -22,7 +22,7 @@ from headrace.training.classic import collective, results
 from headrace.training.classic.rows import Part, Rows, fingerprint, load, require_classes
 from headrace.training.environment import Environment
 from headrace.training.errors import Interrupted
-from headrace.training.run import Run, session
+from headrace.training.running import Run, session
 
 CHUNK = 16
 """Trees of one chunk."""

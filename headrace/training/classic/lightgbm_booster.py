@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headrace.api.trainingjob import BoostingTrainer
 from headrace.training.classic import collective
 from headrace.training.classic.rows import Part
-from headrace.training.run import Run
+from headrace.training.running import Run
 
 OPSET = 15
 """The newest that the converter knows."""

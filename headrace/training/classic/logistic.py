@@ -24,7 +24,7 @@ from headrace.training.environment import Environment
 from headrace.training.errors import Interrupted
 from headrace.training.export import Layer, classifier_to_onnx
 from headrace.training.process_group import broadcast_bytes
-from headrace.training.run import Run, session
+from headrace.training.running import Run, session
 
 LOG_EVERY = 2.0
 """Least seconds between two lines of progress in the log."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headrace.api.schema import Model
 from headrace.training.classic import collective
 from headrace.training.model_card import data_version_or_why
-from headrace.training.run import Run
+from headrace.training.running import Run
 
 METRICS_FILE = "metrics.json"
 ONNX_FILE = "model.onnx"

@@ -15,7 +15,7 @@ from headrace.api.trainingjob import BoostingTrainer
 from headrace.training.classic import collective
 from headrace.training.classic.rows import Part, Rows
 from headrace.training.process_group import broadcast_bytes
-from headrace.training.run import Run
+from headrace.training.running import Run
 
 OPSET = 15
 """The newest that the converter knows."""

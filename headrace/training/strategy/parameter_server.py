@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from headrace.training.run import Run
+from headrace.training.running import Run
 from headrace.training.strategy.base import Loss
 
 logger = logging.getLogger(__name__)

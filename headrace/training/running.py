@@ -1,4 +1,4 @@
-"""The session of a training script: everything it needs from the platform, and nothing that it must learn.
+"""The session of a training script (`Run`): everything it needs from the platform, and nothing that it must learn.
 
     import headrace.training
 

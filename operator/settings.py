@@ -116,6 +116,10 @@ _VARIABLES = (
     _Variable("HEADRACE_DRAIN", f"{_MANAGER.drain:g}", "seconds that reconciles have to finish at the end"),
     _Variable("HEADRACE_TRAINER_IMAGE", _INSTALLATION.trainer_image, "image of workers that name none"),
     _Variable("HEADRACE_SERVING_IMAGE", _INSTALLATION.serving_image, "image of routers and predictors"),
+    _Variable(
+        "HEADRACE_SERVING_TORCH_IMAGE", _INSTALLATION.serving_torch_image, "image of predictors of PyTorch models"
+    ),
+    _Variable("HEADRACE_SERVING_PMML_IMAGE", _INSTALLATION.serving_pmml_image, "image of predictors of PMML"),
     _Variable("HEADRACE_IMAGE_PULL_POLICY", _INSTALLATION.image_pull_policy, "imagePullPolicy of both"),
     _Variable("HEADRACE_CLUSTER_DOMAIN", _INSTALLATION.cluster_domain, "DNS suffix of the cluster"),
     _Variable(
@@ -171,6 +175,8 @@ def _settings(values: Mapping[str, str]) -> OperatorSettings:
         installation=Settings(
             trainer_image=values["trainer_image"],
             serving_image=values["serving_image"],
+            serving_torch_image=values["serving_torch_image"],
+            serving_pmml_image=values["serving_pmml_image"],
             image_pull_policy=values["image_pull_policy"],
             cluster_domain=values["cluster_domain"],
             gang_scheduling=values["gang_scheduling"],

@@ -11,7 +11,7 @@ from headrace.api.inferenceservice.options import StepOptions
 from headrace.api.inferenceservice.static import StaticResponse
 from headrace.api.inferenceservice.traffic import Allocation, Canary, Shadow
 from headrace.api.meta import PodOptions
-from headrace.api.schema import LIST_ATOMIC, DNSLabel, ImageName, Model, Rule, list_map, rules
+from headrace.api.schema import LIST_ATOMIC, DNSLabel, ImageName, Model, Rule, list_map, remedy, rules
 
 
 class CustomContainer(Model):
@@ -23,7 +23,19 @@ class CustomContainer(Model):
     """Arguments."""
     port: Annotated[int, Field(ge=1024, le=65535)] = 8080
     """Where it listens; below 1024 a process without privileges may not."""
-    model_name: Annotated[str, Field(pattern=r"^[^/\\s]+$", max_length=253)] | None = None
+    model_name: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[^/\s]+$",
+                max_length=253,
+                json_schema_extra=remedy(
+                    r"self.matches(r'^[^/\s]+$')", "write the name of the model without '/' and spaces"
+                ),
+            ),
+        ]
+        | None
+    ) = None
     """Name of the model in its paths; by default the service's."""
 
 

@@ -199,6 +199,8 @@ def test_images_come_from_one_registry_with_one_tag() -> None:
     env = environment(*values)
     assert env["HEADRACE_TRAINER_IMAGE"] == "registry.example/ml/headrace/trainer:v2"
     assert env["HEADRACE_SERVING_IMAGE"] == "registry.example/ml/headrace/serving:v2"
+    assert env["HEADRACE_SERVING_TORCH_IMAGE"] == "registry.example/ml/headrace/serving-torch:v2"
+    assert env["HEADRACE_SERVING_PMML_IMAGE"] == "registry.example/ml/headrace/serving-pmml:v2"
     assert env["HEADRACE_IMAGE_PULL_POLICY"] == "Always"
     images = {spec["containers"][0]["image"] for spec in pod_specs(*values).values()}
     assert images == {f"registry.example/ml/headrace/{name}:v2" for name in ("operator", "s3", "serving", "valkey")}

@@ -36,7 +36,8 @@ cluster: setup ## the local cluster: one control plane, workers in zones a, b, c
 images: setup ## the cluster with this checkout's images in its nodes
 	@$(RUN) headrace cluster up --load
 
-demo: images ## train on three zones, serve, kill the primary, see the fallback answer
+demo: setup ## train on three zones, serve, kill the primary, see the fallback answer
+	@$(RUN) headrace cluster up --load operator s3 valkey serving trainer
 	@$(RUN) python -m cluster.demo
 
 # Linters and unit tests need no cluster: they run while it comes up.

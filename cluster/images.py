@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,7 @@ def load(names: list[str]) -> None:
 
     Raises ClusterError when a name is unknown, there is no cluster, or a build fails.
     """
-    if unknown := [name for name in names if name not in RECIPES]:
-        raise ClusterError(f"no image is called {', '.join(unknown)}; there are: {', '.join(RECIPES)}")
+    _check(names)
     workers = kind.workers()
     if not workers:
         raise ClusterError(f"there is no cluster {kind.name()} to load images into: `headrace cluster up` makes it.")
@@ -77,20 +76,26 @@ def load(names: list[str]) -> None:
         _into_nodes(_into_registry(names or list(RECIPES)), workers)
 
 
-def up(choice: kind.NodeChoice = "auto") -> None:
-    """`kind.up` and `load` of all images, which are built and put into the nodes' registry while the nodes come up.
+def up(choice: kind.NodeChoice = "auto", names: Sequence[str] = ()) -> None:
+    """`kind.up` and `load` of `names` (all when empty), built and put into the nodes' registry while the nodes come up.
 
     Raises ClusterError as both do.
     """
+    _check(names)
     contents: dict[str, str] = {}
 
     def prepare() -> None:
-        contents.update(_into_registry(list(RECIPES)))
+        contents.update(_into_registry(list(names or RECIPES)))
         tool("helm")  # what comes next on any way
 
     with cache.lock(f"images-{kind.name()}"):
         kind.up(choice, [prepare])
         _into_nodes(contents, kind.workers())
+
+
+def _check(names: Iterable[str]) -> None:
+    if unknown := [name for name in names if name not in RECIPES]:
+        raise ClusterError(f"no image is called {', '.join(unknown)}; there are: {', '.join(RECIPES)}")
 
 
 def _into_registry(names: list[str]) -> dict[str, str]:

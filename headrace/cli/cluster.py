@@ -20,7 +20,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="node image: kind's own, or the one that is built without an image registry (default: by trying)",
     )
     up.add_argument(
-        "--load", action="store_true", help="also build the images of this checkout meanwhile, and load them"
+        "--load",
+        nargs="*",
+        metavar="NAME",
+        help="also build images of this checkout meanwhile, and load them: folders of images/ (default: all)",
     )
     up.set_defaults(run=_command(_up))
     actions.add_parser("status", help="what runs; exit code 1 when the cluster is not up").set_defaults(
@@ -58,8 +61,10 @@ def _command(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.
 def _up(arguments: argparse.Namespace) -> int:
     from cluster import host, images, kind
 
-    up = images.up if arguments.load else kind.up
-    up(arguments.nodes)
+    if arguments.load is None:
+        kind.up(arguments.nodes)
+    else:
+        images.up(arguments.nodes, arguments.load)
     for name, value in {"KUBECONFIG": str(kind.kubeconfig()), **host.docker_environment()}.items():
         print(f"export {name}={value}")
     return 0

@@ -146,33 +146,33 @@ async def measure(rounds: int, against: Path | None) -> dict[str, object]:
             return process
 
         common = ("--host", "127.0.0.1", "--drain-seconds", 0, "--log-level", "error", "--port")
-        routers = {}
+        between = {}
 
         def pair(direct: str, through: str, checkout: Path | None) -> None:
             program = ("headrace.serving", "predictor", "--name", "bench", "--storage-uri", f"file://{name}")
             start(*program, *common, ports[direct], checkout=checkout)
             file = chain(folder, through, ports[direct])
-            routers[through] = start(
+            between[through] = start(
                 "headrace.serving", "router", "--chain", file, *common, ports[through], checkout=checkout
             )
 
         pair("direct", "router", None)
         if against:
             pair(*BEFORE, against)
-        start("benchmarks.serving_router.relay", ports["relay"], ports["direct"])
+        between["relay"] = start("benchmarks.serving_router.relay", ports["relay"], ports["direct"])
         start("headrace.serving", "router", "--chain", chain(folder, "static", nobody), *common, ports["static"])
         for port in ports.values():
             await ready(port)
         for port in ports.values():
             await ask(port, message, 200)
         latencies: dict[str, list[float]] = {way: [] for way in ways}
-        cpu = dict.fromkeys(routers, 0.0)
+        cpu = dict.fromkeys(between, 0.0)
         for _ in range(rounds):
             for way, port in ports.items():
-                begun = cpu_seconds(routers[way].pid) if way in routers else 0.0
+                begun = cpu_seconds(between[way].pid) if way in between else 0.0
                 latencies[way] += await ask(port, message, REQUESTS)
-                if way in routers:
-                    cpu[way] += cpu_seconds(routers[way].pid) - begun
+                if way in between:
+                    cpu[way] += cpu_seconds(between[way].pid) - begun
         rates = {}
         for way, port in ports.items():
             started = time.perf_counter()
@@ -191,7 +191,7 @@ async def measure(rounds: int, against: Path | None) -> dict[str, object]:
         "p99_ms": {way: milliseconds(found, 0.99) for way, found in latencies.items()},
         **adds,
         "of_which_any_hop_adds_ms": round(p50["relay"] - p50["direct"], 3),
-        "router_cpu_us_per_request": {way: round(spent / (rounds * REQUESTS) * 1e6) for way, spent in cpu.items()},
+        "cpu_us_per_request": {way: round(spent / (rounds * REQUESTS) * 1e6) for way, spent in cpu.items()},
         f"requests_per_second_{CONNECTIONS}_connections": rates,
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]},
     }

@@ -12,10 +12,10 @@ PYTEST := $(RUN) python -m pytest
 PARALLEL := --numprocesses=2 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system cluster images demo test checks lint generate unit api image e2e bench down
+.PHONY: help setup system cluster images demo test checks lint generate unit api image e2e bench bench-serving down
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: system $(UV) ## system packages (on Debian as root), uv and the Python environment
 	@$(UV) sync --frozen --quiet
@@ -77,6 +77,10 @@ e2e: images ## against the cluster
 
 bench: setup ## benchmarks of the operator on simulated nodes, one JSON line each
 	@$(RUN) python -m benchmarks.operator_scale
+
+bench-serving: setup ## serving beside MLServer, BentoML, Ray Serve, KServe and the limit, one JSON line each
+	@$(RUN) python -m benchmarks.serving
+	@$(RUN) python -m benchmarks.serving_router
 
 down: ## the cluster, and what was started and set on this machine for it
 	@if [ -x .venv/bin/python ]; then .venv/bin/python -m headrace.cli cluster down --all; \

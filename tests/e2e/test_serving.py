@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 from sklearn.datasets import load_digits
+from tritonclient.grpc import InferenceServerClient as grpc_client
+from tritonclient.grpc import InferInput as GrpcInput
 
 from cluster.kubectl import Kube, Manifest, condition, is_true, wait_for
 from tests.e2e.installation import Zones
@@ -69,6 +73,28 @@ def test_a_standard_client_gets_the_models_answer(kube: Kube, service: Manifest)
         result = client.infer(SERVICE, [batch])
         assert result.get_response()["model_name"] == SERVICE
         assert (result.as_numpy("label").ravel() == labels).mean() > 0.95
+
+
+def test_grpc_and_rows_get_the_same_answer(kube: Kube, service: Manifest) -> None:
+    images, _ = load_digits(return_X_y=True)
+    images = images[:20].astype(np.float32)
+    with kube.forward(f"service/{SERVICE}", 9000) as port, grpc_client(f"127.0.0.1:{port}") as client:
+        assert client.is_server_ready()
+        assert client.is_model_ready(SERVICE)
+        assert client.get_model_metadata(SERVICE).inputs[0].name == "input"
+        batch = GrpcInput("input", list(images.shape), "FP32")
+        batch.set_data_from_numpy(images)
+        labels = client.infer(SERVICE, [batch], client_timeout=10).as_numpy("label").ravel().tolist()
+        wrong = GrpcInput("input", [1, 63], "FP32")
+        wrong.set_data_from_numpy(images[:1, :63])
+        with pytest.raises(triton.InferenceServerException, match=r"'input': expected shape \[-1, 64\]") as refused:
+            client.infer(SERVICE, [wrong])
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    with kube.forward(f"service/{SERVICE}", 80) as port:
+        body = json.dumps({"rows": images.tolist(), "outputs": ["label"]}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/{SERVICE}/rows", body, timeout=10) as response:
+            assert [row["label"] for row in json.load(response)["rows"]] == labels
+            assert response.headers["headrace-step"] == "predictor"
 
 
 def test_wrong_input_is_named(kube: Kube, service: Manifest) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from headrace.api import InferenceService, TrainingJob
-from tests.api.bad_specs import BAD, GOOD_JOB, GOOD_SERVICE, Bad, merge_patch
+from headrace.api import FeatureSet, InferenceService, TrainingJob
+from tests.api import bad_specs
+from tests.api.bad_feature_sets import FEATURE_SETS, GOOD_FEATURE_SET
+from tests.api.bad_specs import GOOD_JOB, GOOD_SERVICE, Bad, merge_patch
 from tests.api.rest import MERGE, Rest, path_of
 
-MODELS = {"TrainingJob": TrainingJob, "InferenceService": InferenceService}
+MODELS = {"TrainingJob": TrainingJob, "InferenceService": InferenceService, "FeatureSet": FeatureSet}
+BAD = (*bad_specs.BAD, *FEATURE_SETS)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def test_the_table_has_rows_enough_and_names_each_once() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("good", [GOOD_JOB, GOOD_SERVICE], ids=lambda good: good["kind"])
+@pytest.mark.parametrize("good", [GOOD_JOB, GOOD_SERVICE, GOOD_FEATURE_SET], ids=lambda good: good["kind"])
 def test_the_good_specs_are_accepted(rest: Rest, good: dict[str, Any]) -> None:
     answer = rest("POST", path_of(good, collection=True), good, dryRun="All", fieldValidation="Strict")
     assert answer.accepted, answer.message

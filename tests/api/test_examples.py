@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from cluster.tools import tool
-from headrace.api import InferenceService, TrainingJob
+from headrace.api import FeatureSet, InferenceService, TrainingJob
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-MODELS = {"TrainingJob": TrainingJob, "InferenceService": InferenceService}
+MODELS = {"TrainingJob": TrainingJob, "InferenceService": InferenceService, "FeatureSet": FeatureSet}
 Manifest = dict[str, Any]
 
 

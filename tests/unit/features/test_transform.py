@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from headrace.api.featureset import ExpressionError, FeatureSetSpec, differences
 from headrace.api.featureset.expression import FUNCTIONS, parse
@@ -177,3 +178,24 @@ def test_a_feature_that_uses_an_input_waits_for_the_request_and_what_it_needs_is
     ).transform()
     assert [item.name for item in made.on_request] == ["share", "double"]
     assert dict(made.kept) == {"km": "Float64", "y": "Float64"}
+
+
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [
+        ({"entities": [{"name": "x"}]}, "source.columns[2]: 'x' is also entities[0]"),
+        ({"requestInputs": [{"name": "and", "type": "Bool"}]}, "requestInputs[0]: 'and' is a word of the expression"),
+        (
+            {"features": [{"name": "f", "type": "Int64", "expression": "g + 1"}]},
+            "features[0].expression: 'g + 1' uses 'g'",
+        ),
+        ({"features": [{"name": "f", "type": "Int64", "expression": "x * 2"}]}, "its expression gives Float64"),
+        ({"features": [{"name": "x", "type": "Float64", "expression": "x * 2"}]}, "features[0].name: 'x' is a column"),
+        ({"features": [{"name": "x", "type": "Float32"}]}, "features[0].type: 'x' is declared as Float64"),
+        ({"features": [{"name": "if", "type": "Bool", "expression": "ok"}]}, "features[0].name: 'if' is a word"),
+    ],
+)
+def test_a_spec_that_means_two_things_or_nothing_is_refused(patch: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        spec({"f": ("Int64", "a")}, **patch)
+    assert words in str(error.value)

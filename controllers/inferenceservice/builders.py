@@ -15,7 +15,7 @@ from controllers.runtime.settings import Settings
 from controllers.runtime.workload import DRAIN, PORT_NAME, Probes, Workload, content_hash
 from headrace.api import InferenceService
 from headrace.api.chain import CHAIN_FILE, GRPC_PORT, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
-from headrace.api.inferenceservice import ModelSource, StepOptions
+from headrace.api.inferenceservice import ModelSource, RemoteOptions, StepOptions
 from headrace.api.meta import parse_duration
 from headrace.api.routing import TRAFFIC, TRAFFIC_FILE
 
@@ -61,6 +61,7 @@ def chain(service: InferenceService, settings: Settings) -> Chain:
         name=service.metadata.name,
         namespace=service.metadata.namespace,
         predictor=remote(service, settings, PREDICTOR),
+        timeout=service.spec.timeout,
         fallback=service.spec.fallback,
     )
 
@@ -68,7 +69,7 @@ def chain(service: InferenceService, settings: Settings) -> Chain:
 def remote(service: InferenceService, settings: Settings, component: str) -> RemotePredictor:
     """How routers ask the pods of the predictor, or of what runs beside it with the same options."""
     host = f"{part_name(service, component)}.{service.metadata.namespace}.svc.{settings.cluster_domain}."
-    options = {name: getattr(service.spec.predictor, name) for name in StepOptions.model_fields}
+    options = {name: getattr(service.spec.predictor, name) for name in RemoteOptions.model_fields}
     # The final dot of the host spares the name servers the search list.
     container = service.spec.predictor.container
     name = (container.model_name or "") if container else ""

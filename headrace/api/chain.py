@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from headrace.api.counts import TrafficReport
-from headrace.api.inferenceservice import FallbackStep, StepOptions, StepStatus
-from headrace.api.schema import DNSLabel, Model
+from headrace.api.inferenceservice import FallbackStep, RemoteOptions, StepStatus
+from headrace.api.schema import DNSLabel, Model, PositiveDuration
 
 PREDICTOR = "predictor"
 """Name of the primary step in status, headers and metrics."""
@@ -24,7 +24,7 @@ REASON_HEADER = "headrace-fallback-reason"
 """Response header: `<step>=<reason>` of each step that did not answer, comma-separated, in order."""
 
 
-class RemotePredictor(StepOptions):
+class RemotePredictor(RemoteOptions):
     """The primary's replicas and how they are asked."""
 
     host: Annotated[str, Field(min_length=1, max_length=253)]
@@ -44,6 +44,8 @@ class Chain(Model):
     """Namespace of the service."""
     predictor: RemotePredictor
     """The primary."""
+    timeout: PositiveDuration | None = None
+    """Time for the whole answer."""
     fallback: list[FallbackStep] = Field(default_factory=list)
     """What is asked after it, in order."""
 

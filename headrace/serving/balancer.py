@@ -1,9 +1,11 @@
 """Which replica is asked: the one with the fewest requests outstanding among those that are not set aside.
 
 A replica that refuses or loses a connection, or stays silent while it should have answered, is set aside (ejected):
-for one second the first time, twice as long each further time in a row, at most half a minute. An answer clears its
-record. A probe that finds it ready brings it back early after a lost connection, but not after silence: a server whose
-health endpoint answers may still be stuck where it computes. A replica whose probes fail is not asked at all.
+for `baseEjectionTime` the first time, twice as long each further time in a row, at most `maxEjectionTime`. So is one
+that answers `consecutive5xx` requests in a row with a server error, unless `maxEjectionPercent` of the replicas are set
+aside already; one may always be. An answer clears its record. A probe that finds it ready brings it back early after a
+lost connection, but not after silence or errors: a server whose health endpoint answers may still be stuck where it
+computes. A replica whose probes fail is not asked at all.
 
 When none is good, the one whose time ends first is asked, since a wrong guess costs less than not asking.
 """
@@ -14,12 +16,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from headrace.api.inferenceservice import OutlierDetection
+from headrace.api.meta import parse_duration
 from headrace.serving.client import Address
-
-BASE_EJECTION = 1.0
-"""Seconds for the first failure."""
-MAX_EJECTION = 30.0
-"""Most seconds, however many failures."""
 
 
 class Readiness(IntEnum):
@@ -38,10 +37,11 @@ class Replica:
     Attributes:
         address: Where it is, with the idle connections to it.
         outstanding: Requests sent and not yet answered.
-        failures: Failures since the last success.
+        failures: Times that it was set aside since the last success.
+        errors: Server errors since the last success.
         ejected_until: Clock time until which it is set aside.
         last_success: Clock time of the last answer or successful probe.
-        silent: Whether its last failure was silence.
+        silent: Whether it was set aside for silence or errors, of which a probe says nothing.
         readiness: What probes find; a new replica is taken to be ready, as its DNS record says.
         missed_probes: Probes without an answer since the last one with.
         used: Turn of its last use.
@@ -50,6 +50,7 @@ class Replica:
     address: Address
     outstanding: int = 0
     failures: int = 0
+    errors: int = 0
     ejected_until: float = 0.0
     last_success: float = -1.0
     silent: bool = False
@@ -67,10 +68,14 @@ class Balancer:
 
     Args:
         clock: Monotonic seconds.
+        outliers: When a replica is set aside, and for how long.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], outliers: OutlierDetection | None = None) -> None:
         self._clock = clock
+        self._outliers = outliers or OutlierDetection()
+        self._base = parse_duration(self._outliers.base_ejection_time).total_seconds()
+        self._most = parse_duration(self._outliers.max_ejection_time).total_seconds()
         self._replicas: dict[tuple[str, int], Replica] = {}
         self._turn = 0
 
@@ -110,6 +115,7 @@ class Balancer:
     def answered(self, replica: Replica) -> None:
         """It answered a request."""
         replica.failures = 0
+        replica.errors = 0
         replica.ejected_until = 0.0
         replica.silent = False
         replica.missed_probes = 0
@@ -121,11 +127,23 @@ class Balancer:
         if replica.ejected_until > now:
             # Requests that fail together are one failure.
             return replica.ejected_until - now
-        seconds = min(BASE_EJECTION * 2.0**replica.failures, MAX_EJECTION)
+        seconds = min(self._base * 2.0**replica.failures, self._most)
         replica.failures = min(replica.failures + 1, 16)
         replica.ejected_until = now + seconds
         replica.silent = silent
         return seconds
+
+    def erred(self, replica: Replica) -> float:
+        """It answered with a server error; returns the seconds for which it is set aside now, 0 where it is not."""
+        replica.errors += 1
+        now = self._clock()
+        if replica.errors < self._outliers.consecutive5xx or replica.ejected_until > now:
+            return 0.0
+        aside = sum(other.ejected_until > now for other in self._replicas.values())
+        if aside and (aside + 1) * 100 > self._outliers.max_ejection_percent * len(self._replicas):
+            return 0.0
+        replica.errors = 0
+        return self.failed(replica, silent=True)
 
     def probed(self, replica: Replica, found: Readiness | None) -> bool:
         """What its readiness endpoint said, None where it said nothing; returns whether that is news.

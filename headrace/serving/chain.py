@@ -5,7 +5,7 @@ and the whole chain has the caller's deadline where there is one. What comes of 
 
 - an answer, or a refusal of the request itself (4xx), is the chain's answer. The caller's mistakes never fall through
   to the next step and say nothing about the health of this one;
-- `Unanswered`: the next step is asked.
+- `Unanswered`: the next step is asked, where the step's `fallback_on` has the reason.
 
 Only errors and timeouts count against the breaker. A timeout that the caller's own short deadline caused does not.
 """
@@ -25,7 +25,7 @@ from headrace.serving.messages import Query, Reply
 log = logging.getLogger(__name__)
 
 SPARE = 0.1
-"""Part of the caller's remaining time that a step leaves to those after it."""
+"""Part of the remaining time that a step leaves to those after it, where they reserve less."""
 
 
 class Reason(StrEnum):
@@ -36,6 +36,8 @@ class Reason(StrEnum):
     OVERLOADED = "overloaded"
     OPEN = "open"
     NOT_READY = "not-ready"
+    HEDGED = "hedged"
+    """It was silent for its `hedgeAfter`, and the next step answered first. It says nothing about its health."""
     REFUSED = "refused"
     """Of a canary alone: it calls the request wrong, which only the stable model's answer can show to be so."""
 
@@ -88,6 +90,9 @@ class Guarded:
         timeout: Seconds for one answer.
         limit: Requests in flight.
         breaker: None for a step that cannot fail.
+        fallback_on: Reasons of this step for which the next is asked; any other ends the request.
+        hedge_after: Seconds of silence after which the next step is asked beside this one; None for never.
+        reserve: Seconds of a deadline that the steps before leave to this one.
         last_asked: Clock time of the last request, for whoever asks whether there is traffic.
     """
 
@@ -98,6 +103,9 @@ class Guarded:
     metrics: StepMetrics
     in_flight: int = 0
     last_asked: float = 0.0
+    fallback_on: frozenset[Reason] = frozenset(Reason)
+    hedge_after: float | None = None
+    reserve: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,35 +131,100 @@ class Result:
 
 
 class Chain:
-    """The steps of one service in order. Lives on one event loop, whose time `clock` is."""
+    """The steps of one service in order. Lives on one event loop, whose time `clock` is.
 
-    def __init__(self, steps: Sequence[Guarded], clock: Callable[[], float]) -> None:
+    Args:
+        steps: At least one.
+        clock: Loop time.
+        timeout: Seconds for the whole answer, where the caller gives no less; None for as long as the steps take.
+    """
+
+    def __init__(self, steps: Sequence[Guarded], clock: Callable[[], float], timeout: float | None = None) -> None:
         self.steps = tuple(steps)
         self._clock = clock
+        self._timeout = timeout
+        self._reserves = tuple(sum(later.reserve for later in self.steps[i + 1 :]) for i in range(len(self.steps)))
+
+    def after(self, first: Guarded) -> Chain:
+        """This chain with another step before it."""
+        return Chain((first, *self.steps), self._clock, self._timeout)
 
     async def ask(self, query: Query, deadline: float | None = None) -> Result:
         """Ask the steps in order, all of them within `deadline` (loop time)."""
+        if self._timeout is not None:
+            latest = self._clock() + self._timeout
+            deadline = latest if deadline is None else min(deadline, latest)
+        return await self._from(0, query, deadline)
+
+    async def _from(self, index: int, query: Query, deadline: float | None) -> Result:
+        """The answer of the steps from this one on."""
         missed: list[Missed] = []
-        last = self.steps[-1]
-        for guarded in self.steps:
-            begun = self._clock()
-            until, hurried = begun + guarded.timeout, False
-            if deadline is not None:
-                mine = begun + (deadline - begun) * (1.0 if guarded is last else 1 - SPARE)
-                until, hurried = min(until, mine), mine < until
-            asked = False
-            try:
-                _admit(guarded)
-                asked = True
-                guarded.last_asked = begun
-                reply = await _ask_one(guarded, query, until, hurried, self._clock)
-            except Unanswered as why:
-                guarded.metrics.missed(why.reason, self._clock() - begun if asked else None)
-                missed.append(Missed(guarded.step.name, why.reason, str(why)))
-            else:
-                guarded.metrics.answered(self._clock() - begun)
-                return Result(reply, guarded.step.name, tuple(missed))
+        for i in range(index, len(self.steps)):
+            guarded = self.steps[i]
+            if guarded.hedge_after is not None and i + 1 < len(self.steps):
+                rest = await self._hedged(i, guarded.hedge_after, query, deadline)
+                return Result(rest.reply, rest.step, (*missed, *rest.missed))
+            found = await self._one(i, query, deadline)
+            if isinstance(found, Reply):
+                return Result(found, guarded.step.name, tuple(missed))
+            missed.append(found)
+            if found.reason not in guarded.fallback_on:
+                break
         return Result(None, "", tuple(missed))
+
+    async def _one(self, index: int, query: Query, deadline: float | None) -> Reply | Missed:
+        """One step's answer, or why it has none."""
+        guarded = self.steps[index]
+        begun = self._clock()
+        until, hurried = begun + guarded.timeout, False
+        if deadline is not None:
+            mine = deadline - self._kept(index, deadline - begun)
+            until, hurried = min(until, mine), mine < until
+        asked = False
+        try:
+            _admit(guarded)
+            asked = True
+            guarded.last_asked = begun
+            reply = await _ask_one(guarded, query, until, hurried, self._clock)
+        except Unanswered as why:
+            guarded.metrics.missed(why.reason, self._clock() - begun if asked else None)
+            return Missed(guarded.step.name, why.reason, str(why))
+        guarded.metrics.answered(self._clock() - begun)
+        return reply
+
+    def _kept(self, index: int, left: float) -> float:
+        """Seconds of those left that a step leaves to the steps after it: what they reserve, at most half."""
+        if index == len(self.steps) - 1:
+            return 0.0
+        return max(SPARE * left, min(self._reserves[index], left / 2))
+
+    async def _hedged(self, index: int, after: float, query: Query, deadline: float | None) -> Result:
+        """One step, and the steps after it beside it when it is silent for so long; the first answer counts."""
+        name = self.steps[index].step.name
+        own = asyncio.ensure_future(self._one(index, query, deadline))
+        rest: asyncio.Future[Result] | None = None
+        try:
+            await asyncio.wait({own}, timeout=after)
+            if not own.done():
+                rest = asyncio.ensure_future(self._from(index + 1, query, deadline))
+                await asyncio.wait({own, rest}, return_when=asyncio.FIRST_COMPLETED)
+                if not own.done() and rest.result().reply is not None:
+                    self.steps[index].metrics.missed(Reason.HEDGED, None)
+                    beside = Missed(
+                        name, Reason.HEDGED, f"no answer in {after:g} s, so the next step was asked beside it"
+                    )
+                    return Result(rest.result().reply, rest.result().step, (beside, *rest.result().missed))
+            found = await own
+            if isinstance(found, Reply):
+                return Result(found, name, ())
+            if found.reason not in self.steps[index].fallback_on:
+                return Result(None, "", (found,))
+            later = await (rest if rest is not None else self._from(index + 1, query, deadline))
+            return Result(later.reply, later.step, (found, *later.missed))
+        finally:
+            own.cancel()
+            if rest is not None:
+                rest.cancel()
 
 
 def _admit(guarded: Guarded) -> None:

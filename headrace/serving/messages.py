@@ -30,11 +30,16 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer."""
+    """One answer.
+
+    Attributes:
+        age: Seconds since it was made, where it was not made for this request.
+    """
 
     status: int
     body: bytes
     json_length: str | None = None
+    age: int | None = None
 
     @property
     def content_type(self) -> str:

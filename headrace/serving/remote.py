@@ -192,6 +192,14 @@ class RemoteStep:
                     extra={"fields": {"replica": replica.address.host, "set_aside_seconds": seconds}},
                 )
 
+    def _err(self, replica: Replica, status: int, headers: Mapping[str, str]) -> None:
+        """Count an error of one replica. Having no room or no time is none."""
+        if _reason(status, headers) is Reason.ERROR and (seconds := self._balancer.erred(replica)):
+            log.warning(
+                "replica errs",
+                extra={"fields": {"replica": replica.address.host, "status": status, "set_aside_seconds": seconds}},
+            )
+
     def _judge(self, replica: Replica, future: asyncio.Future[Answer]) -> Reply | _Failure:
         """What a replica's answer means."""
         who = replica.address.host
@@ -207,9 +215,11 @@ class RemoteStep:
             self._balancer.answered(replica)
             return Reply(status, body)
         if status != 200:
+            self._err(replica, status, headers)
             return _Failure(_reason(status, headers), f"{who}: HTTP {status}: {_text(body)}", understood=True)
         json_length = headers.get(_BINARY_HEADER)
         if not body.startswith(b"{") or not _fits(json_length, body):
+            self._err(replica, status, headers)
             return _Failure(Reason.ERROR, f"{who}: the answer is not of the Open Inference Protocol", understood=True)
         self._balancer.answered(replica)
         return Reply(status, body, json_length)

@@ -11,15 +11,16 @@ from typing import Any
 
 from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER, RemotePredictor
 from headrace.api.chain import Chain as ChainSpec
-from headrace.api.inferenceservice import FallbackStep, StepOptions
+from headrace.api.inferenceservice import FallbackReason, FallbackStep, StepOptions
 from headrace.api.meta import parse_duration
 from headrace.api.routing import ARM_HEADER
 from headrace.serving.breaker import Breaker, State
-from headrace.serving.chain import Chain, Guarded, Missed, Result, Step
+from headrace.serving.chain import Chain, Guarded, Missed, Reason, Result, Step
 from headrace.serving.client import Client
 from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer, error, respond
+from headrace.serving.last_answer import LastAnswerStep
 from headrace.serving.messages import Query
 from headrace.serving.metrics import RouterMetrics
 from headrace.serving.pool import ModelPool
@@ -37,6 +38,15 @@ CREDENTIALS = Path("/etc/headrace/credentials")
 """Where the Secrets of fallback models are mounted, one folder each."""
 
 
+_REASONS: dict[FallbackReason, Reason] = {
+    "Timeout": Reason.TIMEOUT,
+    "Error": Reason.ERROR,
+    "Overloaded": Reason.OVERLOADED,
+    "Open": Reason.OPEN,
+    "NotReady": Reason.NOT_READY,
+}
+ALWAYS = (Reason.HEDGED, Reason.REFUSED)
+"""Reasons that are no failure of the step."""
 LOCAL_PATIENCE = 15.0
 """Seconds after the start during which the router is not ready for want of its fallback models alone."""
 
@@ -85,13 +95,14 @@ class Router:
         self._settings = settings
         self._pools: list[ModelPool] = []
         self._locals: list[LocalStep] = []
+        self._keeping: list[LastAnswerStep] = []
         self._client = Client(loop)
         self._lookup = lookup
         self.metrics = RouterMetrics(spec.name, lambda: self._primary.ready)
         self._primary = self._connect(PREDICTOR, spec.predictor)
         steps = [self._primary.guarded]
         steps += [self._guard(self._step(spec, fallback), fallback) for fallback in spec.fallback]
-        self._chain = Chain(steps, loop.time)
+        self._chain = Chain(steps, loop.time, _seconds(spec.timeout) if spec.timeout else None)
         self._traffic = TrafficControl(
             settings.traffic,
             self._chain,
@@ -101,6 +112,7 @@ class Router:
             loop.time,
             settings.period,
         )
+        self._fixed = {step.step.name for step in steps if isinstance(step.step, StaticStep)}
         self.metrics.split(lambda: self._traffic.percent)
         self.metrics.watch(lambda: (*steps, *self._traffic.steps))
         self._health = Health(steps, loop.time, report, lambda: self._traffic.report)
@@ -113,10 +125,19 @@ class Router:
             self._health.update()
 
         breaker = None
-        if not isinstance(step, StaticStep):
+        if not isinstance(step, (StaticStep, LastAnswerStep)):
             breaker = Breaker(options.circuit_breaker, self._clock, changed)
-        limit = options.max_concurrency if breaker is not None else 2**31
-        return Guarded(step, _seconds(options.timeout), limit, breaker, self.metrics.step(name))
+        reserve = options.reserve if isinstance(options, FallbackStep) else None
+        return Guarded(
+            step,
+            _seconds(options.timeout),
+            options.max_concurrency if breaker is not None else 2**31,
+            breaker,
+            self.metrics.step(name),
+            fallback_on=frozenset((*map(_REASONS.__getitem__, options.fallback_on), *ALWAYS)),
+            hedge_after=_seconds(options.hedge_after) if options.hedge_after else None,
+            reserve=_seconds(reserve) if reserve else 0.0,
+        )
 
     def _connect(self, name: str, target: RemotePredictor) -> RemoteUpstream:
         return RemoteUpstream(
@@ -139,6 +160,10 @@ class Router:
         self._health.update()
 
     def _step(self, spec: ChainSpec, fallback: FallbackStep) -> Step:
+        if fallback.last_answer is not None:
+            kept = LastAnswerStep(fallback.name, fallback.last_answer, self._clock)
+            self._keeping.append(kept)
+            return kept
         if fallback.static is not None:
             return StaticStep(fallback.name, spec.name, fallback.static)
         model = fallback.model
@@ -201,6 +226,11 @@ class Router:
         if result.reply is None:
             self.metrics.request("", 503)
             return error(503, _nobody(self.model_name, result), {**headers, "Retry-After": "1"})
+        if self._keeping and result.reply.status == 200 and result.reply.age is None and result.step not in self._fixed:
+            for kept in self._keeping:
+                kept.keep(query, result.reply)
+        if result.reply.age is not None:
+            headers["Age"] = str(result.reply.age)
         if self._traffic.mirror is not None and result.step == PREDICTOR:
             self._traffic.mirror.offer(query, result.reply, self._clock() - begun)
         self.metrics.request(result.step, result.reply.status)

@@ -638,7 +638,7 @@ SERVICES: tuple[Bad, ...] = (
     service("no routers", {"router": {"replicas": 0}}, "spec.router.replicas", "greater than or equal to 1"),
     service("unknown field", {"replicas": 2}, "", 'unknown field "spec.replicas"'),
     fallback("step without name", [{"static": STATIC}], "spec.fallback[0].name", "Required value"),
-    fallback("step that is nothing", [{"name": "a"}], "spec.fallback[0]", "set exactly one of model and static"),
+    fallback("step that is nothing", [{"name": "a"}], "spec.fallback[0]", "set exactly one of model, static and"),
     fallback(
         "step that is both", [{"name": "a", "model": MODEL, "static": STATIC}], "spec.fallback[0]", "set exactly one of"
     ),
@@ -706,6 +706,23 @@ SERVICES: tuple[Bad, ...] = (
     service(
         "canary that changes nothing", {"canary": {"minReplicas": 2}}, "spec.canary", "set model, resources or env"
     ),
+    fallback(
+        "step named like the canary", [{"name": "canary", "static": STATIC}], "spec.fallback", "give the fallback step"
+    ),
+    fallback(
+        "an answer of no age",
+        [{"name": "a", "lastAnswer": {"maxAge": "0s"}}],
+        "spec.fallback[0].lastAnswer.maxAge",
+        "above zero",
+    ),
+    predictor("a reason that is none", {"fallbackOn": ["Slow"]}, "fallbackOn[0]", '"Timeout", "Error"'),
+    predictor("hedged at once", {"hedgeAfter": "0s"}, "hedgeAfter", "above zero"),
+    predictor(
+        "no error is enough", {"outlierDetection": {"consecutive5xx": 0}}, "outlierDetection.consecutive5xx", "to 1"
+    ),
+    service("a tolerance below zero", {"shadow": {"model": MODEL, "tolerance": {"absolute": -1}}}, "", "equal to 0"),
+    service("a shadow of nothing", {"shadow": {"percent": 10}}, "spec.shadow.model", "Required value"),
+    service("no time for all", {"timeout": "0s"}, "spec.timeout", "above zero"),
     canary("steps that fall", {"steps": [{"percent": 50}, {"percent": 5}]}, "steps", "percents of steps must ascend"),
     canary("the same step twice", {"steps": [{"percent": 5}, {"percent": 5}]}, "steps[1]", "Duplicate value"),
     canary("more than all requests", {"steps": [{"percent": 101}]}, "steps[0].percent", "less than or equal to 100"),

@@ -2,24 +2,34 @@
 
 from headrace.api.inferenceservice.kind import MAX_NAME_LENGTH, InferenceService
 from headrace.api.inferenceservice.model import ModelFormat, ModelSource, PredictorCode, RegisteredModelReference
-from headrace.api.inferenceservice.options import CircuitBreaker, StepOptions
+from headrace.api.inferenceservice.options import (
+    CircuitBreaker,
+    FallbackReason,
+    OutlierDetection,
+    RemoteOptions,
+    StepOptions,
+)
 from headrace.api.inferenceservice.spec import CustomContainer, FallbackStep, InferenceServiceSpec, Predictor, Router
-from headrace.api.inferenceservice.static import StaticResponse, Tensor
+from headrace.api.inferenceservice.static import LastAnswer, StaticResponse, Tensor
 from headrace.api.inferenceservice.status import InferenceServiceStatus, ReplicaCounts, ResolvedModel, StepStatus
 
 __all__ = [
     "MAX_NAME_LENGTH",
     "CircuitBreaker",
     "CustomContainer",
+    "FallbackReason",
     "FallbackStep",
     "InferenceService",
     "InferenceServiceSpec",
     "InferenceServiceStatus",
+    "LastAnswer",
     "ModelFormat",
     "ModelSource",
+    "OutlierDetection",
     "Predictor",
     "PredictorCode",
     "RegisteredModelReference",
+    "RemoteOptions",
     "ReplicaCounts",
     "ResolvedModel",
     "Router",

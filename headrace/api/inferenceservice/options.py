@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from headrace.api.schema import Model, PositiveDuration, Rule, rules
+from headrace.api.schema import LIST_SET, Model, PositiveDuration, Rule, rules
 
 
 @rules(
@@ -40,6 +40,9 @@ class CircuitBreaker(Model):
     """Trial calls that decide between closing and opening again."""
 
 
+FallbackReason = Literal["Timeout", "Error", "Overloaded", "Open", "NotReady"]
+
+
 class StepOptions(Model):
     """How long a step of the chain may take and when it is given up."""
 
@@ -49,3 +52,30 @@ class StepOptions(Model):
     """Requests in flight to this step from one router; above it the step counts as overloaded and the next is asked."""
     circuit_breaker: CircuitBreaker = Field(default_factory=CircuitBreaker)
     """When the step is given a rest."""
+    fallback_on: Annotated[list[FallbackReason], Field(max_length=5, json_schema_extra=LIST_SET)] = Field(
+        default_factory=lambda: list(get_args(FallbackReason))
+    )
+    """Why the next step may be asked. Where this step does not answer for another reason, the request ends with 503."""
+    hedge_after: PositiveDuration | None = None
+    """Time of silence after which the next step is asked beside this one; the first answer counts. By default never."""
+
+
+class OutlierDetection(Model):
+    """When one replica is set aside (Envoy's outlier detection): after a lost connection or silence at once, after
+    errors when there are several in a row."""
+
+    consecutive5xx: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Server errors in a row after which a replica is set aside."""
+    base_ejection_time: PositiveDuration = "1s"
+    """Time for which it is set aside first; twice as long each further time in a row."""
+    max_ejection_time: PositiveDuration = "30s"
+    """Most of that time."""
+    max_ejection_percent: Annotated[int, Field(ge=0, le=100)] = 50
+    """Percent of the replicas that may be set aside for errors at the same time; one always may."""
+
+
+class RemoteOptions(StepOptions):
+    """How a step in pods of its own is asked."""
+
+    outlier_detection: OutlierDetection = Field(default_factory=OutlierDetection)
+    """When one of its replicas is set aside."""

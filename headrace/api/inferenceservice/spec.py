@@ -7,11 +7,21 @@ from typing import Annotated
 from pydantic import Field
 
 from headrace.api.inferenceservice.model import IN_ROUTER, ModelSource
-from headrace.api.inferenceservice.options import StepOptions
-from headrace.api.inferenceservice.static import StaticResponse
+from headrace.api.inferenceservice.options import RemoteOptions, StepOptions
+from headrace.api.inferenceservice.static import LastAnswer, StaticResponse
 from headrace.api.inferenceservice.traffic import Allocation, Canary, Shadow
 from headrace.api.meta import PodOptions
-from headrace.api.schema import LIST_ATOMIC, DNSLabel, ImageName, Model, Rule, list_map, remedy, rules
+from headrace.api.schema import (
+    LIST_ATOMIC,
+    DNSLabel,
+    ImageName,
+    Model,
+    PositiveDuration,
+    Rule,
+    list_map,
+    remedy,
+    rules,
+)
 
 
 class CustomContainer(Model):
@@ -62,7 +72,7 @@ def _fallback_order(spec: InferenceServiceSpec) -> bool:
         lambda predictor: predictor.container is None or predictor.image is not None,
     ),
 )
-class Predictor(StepOptions, PodOptions):
+class Predictor(RemoteOptions, PodOptions):
     """The primary model, in pods of its own."""
 
     model: ModelSource | None = None
@@ -82,9 +92,9 @@ class Predictor(StepOptions, PodOptions):
 
 @rules(
     Rule(
-        "has(self.model) != has(self.static)",
-        "a fallback step is either a model or a static response: set exactly one of model and static",
-        check=lambda step: (step.model is None) != (step.static is None),
+        "[has(self.model), has(self.static), has(self.lastAnswer)].filter(x, x).size() == 1",
+        "a fallback step is one thing: set exactly one of model, static and lastAnswer",
+        check=lambda step: sum(kind is not None for kind in (step.model, step.static, step.last_answer)) == 1,
     ),
     Rule(
         f"!has(self.model) || self.model.modelFormat in {list(IN_ROUTER)}",
@@ -98,10 +108,15 @@ class FallbackStep(StepOptions):
 
     name: DNSLabel
     """Name of the step, shown in the response header and in metrics."""
+    reserve: PositiveDuration | None = None
+    """Time of a request's deadline that the steps before leave to this one; they leave a tenth of what is left anyway,
+    and never more than half."""
     model: ModelSource | None = None
     """A smaller model, run inside the router so that it shares no fate with the primary's pods."""
     static: StaticResponse | None = None
     """A fixed answer."""
+    last_answer: LastAnswer | None = None
+    """The last answer that the same request was given."""
 
 
 class Router(PodOptions):
@@ -113,10 +128,10 @@ class Router(PodOptions):
 
 @rules(
     Rule(
-        "!has(self.fallback) || self.fallback.all(s, s.name != 'predictor')",
-        "the name predictor means the primary model: give the fallback step another name",
+        "!has(self.fallback) || self.fallback.all(s, !(s.name in ['predictor', 'canary', 'shadow']))",
+        "the names predictor, canary and shadow have a meaning: give the fallback step another name",
         ".fallback",
-        lambda spec: all(step.name != "predictor" for step in spec.fallback),
+        lambda spec: all(step.name not in ("predictor", "canary", "shadow") for step in spec.fallback),
     ),
     Rule(
         "!has(self.fallback) || self.fallback.size() < 2 || "
@@ -141,5 +156,8 @@ class InferenceServiceSpec(Model):
     """A change of the predictor that a growing part of the requests tries first."""
     shadow: Shadow | None = None
     """A second model that gets a copy of the requests and whose answers are compared."""
+    timeout: PositiveDuration | None = None
+    """Time for the whole answer, all steps together; a caller's own shorter time goes before it. By default the sum of
+    the steps' timeouts."""
     allocation: Allocation | None = None
     """Who is in which arm, while there is more than one."""

@@ -1,4 +1,4 @@
-"""A fixed answer, tensor by tensor."""
+"""Answers that no model gives: a fixed one, tensor by tensor, and the last one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, WithJsonSchema, model_validator
 
-from headrace.api.schema import LIST_ATOMIC, Model, list_map
+from headrace.api.schema import LIST_ATOMIC, Model, PositiveDuration, list_map
 
 _WHOLE = {
     **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
@@ -83,3 +83,12 @@ class StaticResponse(Model):
 
     outputs: Annotated[list[Tensor], Field(min_length=1, max_length=64, json_schema_extra=list_map("name"))]
     """Output tensors of the answer."""
+
+
+class LastAnswer(Model):
+    """The last answer that a step before gave to the same request (its id apart). Kept in each router's memory."""
+
+    max_age: PositiveDuration = "5m"
+    """Age above which an answer is not given any more."""
+    max_entries: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Answers that a router keeps, those used last; at most 64 MiB of them."""

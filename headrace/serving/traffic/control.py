@@ -186,7 +186,7 @@ class TrafficControl:
         self._mirror(traffic.shadow if traffic is not None else None)
         upstream = self._follow(CANARY, canary)
         if canary is not None and canary.percent > 0 and upstream is not None:
-            tried = Chain((upstream.guarded, *self._stable.steps), self._clock)
+            tried = self._stable.after(upstream.guarded)
             self._arms = {
                 STABLE: Arm(STABLE, self._stable, Counts(PREDICTOR)),
                 CANARY: Arm(CANARY, tried, Counts(CANARY)),

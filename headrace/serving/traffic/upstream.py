@@ -65,10 +65,13 @@ class RemoteUpstream:
     ) -> None:
         clock = asyncio.get_running_loop().time
         self._client = client
-        self._balancer = Balancer(clock)
+        self._balancer = Balancer(clock, target.outlier_detection)
         made = {CANARY: CanaryStep, SHADOW: ShadowStep}.get(name, RemoteStep)
         step = made(model_name, client, self._balancer, parse_duration(target.timeout).total_seconds())
         self.guarded = guard(step, target)
+        if name == CANARY:
+            # Whatever a canary has, the primary is there to answer.
+            self.guarded.fallback_on = frozenset(Reason)
         self._watch = ReplicaWatch(target.host, target.port, self._balancer, client, on_change, clock, lookup, period)
 
     @property

@@ -86,12 +86,13 @@ def test_only_one_role_can_be_bound_and_only_under_one_name() -> None:
     }
 
 
-def test_pods_are_never_changed() -> None:
+def test_pods_are_annotated_and_never_replaced() -> None:
     assert {verb for _, resource, verb, _ in grants(RULES) if resource == "pods"} == {
         "get",
         "list",
         "watch",
         "create",
+        "patch",
         "delete",
     }
 

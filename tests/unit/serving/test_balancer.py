@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from headrace.api.inferenceservice import OutlierDetection
 from headrace.serving.balancer import Balancer, Readiness, Replica
 
 
@@ -15,9 +18,9 @@ class Clock:
         return self.now
 
 
-def balanced(*hosts: str) -> tuple[Balancer, Clock, dict[str, Replica]]:
+def balanced(*hosts: str, **outliers: Any) -> tuple[Balancer, Clock, dict[str, Replica]]:
     clock = Clock()
-    balancer = Balancer(clock)
+    balancer = Balancer(clock, OutlierDetection(**outliers))
     balancer.update((host, 80) for host in hosts)
     return balancer, clock, {replica.address.host: replica for replica in balancer.replicas}
 
@@ -112,3 +115,25 @@ def test_what_is_known_of_a_replica_that_stays_is_kept() -> None:
     assert [replica.address.host for replica in came] == ["c"]
     assert went == [replicas["b"]]
     assert {picked(balancer) for _ in range(3)} == {"c"}
+
+
+def test_errors_in_a_row_set_aside_and_an_answer_between_them_does_not() -> None:
+    balancer, clock, replicas = balanced("a", "b", consecutive5xx=3, base_ejection_time="2s", max_ejection_time="5s")
+    a = replicas["a"]
+    assert [balancer.erred(a), balancer.erred(a)] == [0, 0]
+    balancer.answered(a)
+    assert [balancer.erred(a) for _ in range(3)] == [0, 0, 2]
+    assert {picked(balancer) for _ in range(3)} == {"b"}
+    balancer.probed(a, Readiness.READY)
+    assert {picked(balancer) for _ in range(3)} == {"b"}, "its health endpoint says nothing of errors"
+    clock.now += 2
+    assert [balancer.erred(a) for _ in range(3)] == [0, 0, 4]
+    clock.now += 4
+    assert [balancer.erred(a) for _ in range(3)] == [0, 0, 5]
+
+
+def test_no_more_than_the_percent_is_set_aside_for_errors_and_one_always() -> None:
+    balancer, _, replicas = balanced("a", "b", "c", "d", consecutive5xx=1, max_ejection_percent=50)
+    assert [balancer.erred(replicas[host]) for host in "abcd"] == [1, 1, 0, 0]
+    balancer, _, replicas = balanced("a", "b", consecutive5xx=1, max_ejection_percent=0)
+    assert [balancer.erred(replicas[host]) for host in "ab"] == [1, 0]

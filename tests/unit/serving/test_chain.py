@@ -172,6 +172,101 @@ async def test_the_whole_chain_fits_in_the_callers_deadline_and_leaves_time_for_
     assert state(first) is State.CLOSED
 
 
+@pytest.mark.parametrize(
+    ("act", "on", "asked"),
+    [
+        (bug, {Reason.ERROR}, 1),
+        (bug, {Reason.TIMEOUT, Reason.OPEN}, 0),
+        (stall, {Reason.TIMEOUT}, 1),
+        (stall, {Reason.ERROR}, 0),
+        (failing(Reason.OVERLOADED), {Reason.OVERLOADED}, 1),
+        (failing(Reason.OVERLOADED), {Reason.ERROR}, 0),
+    ],
+)
+async def test_the_next_step_is_asked_for_the_reasons_that_the_spec_names_alone(
+    act: Callable[[], Awaitable[Reply]], on: set[Reason], asked: int
+) -> None:
+    first, second = guarded(Scripted("first", act)), Scripted("second", ok)
+    first.fallback_on = frozenset(on)
+    result = await chain(first, guarded(second)).ask(QUERY)
+    assert second.asked == asked
+    assert (result.reply is not None, len(result.missed)) == (bool(asked), 1)
+
+
+async def test_the_chain_has_a_timeout_of_its_own_and_leaves_what_later_steps_reserve() -> None:
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    found: list[float] = []
+
+    async def later() -> Reply:
+        found.append(clock() - begun)
+        return OK
+
+    first, second = guarded(Scripted("first", stall), timeout=30), guarded(Scripted("second", later), timeout=30)
+    second.reserve = 0.2
+    result = await Chain([first, second], clock, 0.5).ask(QUERY)
+    assert (result.step, result.missed[0].reason) == ("second", "timeout")
+    assert 0.29 < found[0] < 0.45, "0.5 s less the 0.2 s that the second reserves"
+    begun = clock()
+    found.clear()
+    await Chain([first, second], clock, 30).ask(QUERY, clock() + 0.2)
+    assert 0.09 < found[0] < 0.19, "a caller's shorter time goes before; at most half of it is reserved"
+
+
+class TestHedging:
+    async def test_a_silent_step_is_hedged_and_the_first_answer_counts(self) -> None:
+        first, second = guarded(Scripted("first", stall), timeout=30), guarded(Scripted("second", ok))
+        first.hedge_after = 0.02
+        result = await chain(first, second).ask(QUERY)
+        assert (result.step, result.missed[0].reason) == ("second", "hedged")
+        assert figures(first).misses == [(Reason.HEDGED, False)]
+        await until(lambda: first.in_flight == 0, "the slow call is given up")
+        assert state(first) is State.CLOSED
+
+    async def test_a_quick_step_is_not(self) -> None:
+        first, second = guarded(Scripted("first", ok)), Scripted("second", ok)
+        first.hedge_after = 10
+        assert (await chain(first, guarded(second)).ask(QUERY)).step == "first"
+        assert second.asked == 0
+
+    async def test_its_own_answer_counts_while_the_next_is_silent_too(self) -> None:
+        release = asyncio.Event()
+
+        async def held() -> Reply:
+            await release.wait()
+            return OK
+
+        second = Scripted("second", stall)
+        first = guarded(Scripted("first", held), timeout=30)
+        first.hedge_after = 0.01
+        asked = asyncio.ensure_future(chain(first, guarded(second, timeout=30)).ask(QUERY))
+        await until(lambda: second.asked == 1, "the second is asked beside the first")
+        release.set()
+        result = await asked
+        assert (result.step, result.missed) == ("first", ())
+
+    async def test_a_hedge_that_fails_waits_for_the_step_itself(self) -> None:
+        release = asyncio.Event()
+
+        async def held() -> Reply:
+            await release.wait()
+            return OK
+
+        second = Scripted("second", bug)
+        first = guarded(Scripted("first", held), timeout=30)
+        first.hedge_after = 0.01
+        asked = asyncio.ensure_future(chain(first, guarded(second)).ask(QUERY))
+        await until(lambda: second.asked == 1, "the second is asked and fails")
+        release.set()
+        assert (await asked).step == "first"
+
+    async def test_when_both_fail_both_are_named(self) -> None:
+        first = guarded(Scripted("first", stall), timeout=0.05)
+        first.hedge_after = 0.01
+        result = await chain(first, guarded(Scripted("second", bug))).ask(QUERY)
+        assert [(miss.step, miss.reason) for miss in result.missed] == [("first", "timeout"), ("second", "error")]
+
+
 async def test_when_no_step_answers_each_is_named_with_its_reason() -> None:
     result = await chain(guarded(Scripted("a", stall)), guarded(Scripted("b", bug))).ask(QUERY)
     assert result.reply is None

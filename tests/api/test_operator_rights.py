@@ -40,6 +40,9 @@ RARE: dict[str, Callable[[str, str, str], bool]] = {
     "which gang scheduling a cluster serves depends on its release; priorities are read where it serves none": (
         lambda group, resource, _: group == "scheduling.k8s.io" and resource in ("priorityclasses", "workloads")
     ),
+    "running routers are told where a canary's and a shadow's requests go": lambda _, resource, verb: (
+        (resource, verb) == ("pods", "patch")
+    ),
     "asked when a role is bound, not by a request of its own": lambda _, __, verb: verb == "bind",
 }
 """Rights that a short run does not use, by the reason why they are held all the same."""

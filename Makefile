@@ -12,7 +12,7 @@ PYTEST := $(RUN) python -m pytest
 PARALLEL := --numprocesses=2 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system cluster images demo test checks lint generate unit api image e2e bench bench-serving down
+.PHONY: help setup system cluster images demo test checks lint generate unit api image e2e bench bench-serving bench-features down
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -81,6 +81,10 @@ bench: setup ## benchmarks of the operator on simulated nodes, one JSON line eac
 bench-serving: setup ## serving beside MLServer, BentoML, Ray Serve, KServe and the limit, one JSON line each
 	@$(RUN) python -m benchmarks.serving
 	@$(RUN) python -m benchmarks.serving_router
+
+bench-features: setup ## reads of features beside Feast and bare Redis, one JSON line
+	@$(RUN) headrace cluster load valkey
+	@$(RUN) python -m benchmarks.features
 
 down: ## the cluster, and what was started and set on this machine for it
 	@if [ -x .venv/bin/python ]; then .venv/bin/python -m headrace.cli cluster down --all; \

@@ -177,6 +177,9 @@ class FeatureSetSpec(Model):
                     f"{path}: {name!r} is also {seen[name]}: names must differ, since expressions use them"
                 )
             seen[name] = path
+        features = [item.name for item in self.features]
+        if twice := next((name for name in features if features.count(name) > 1), None):
+            raise ValueError(f"features: {twice!r} is there twice: give each its own name")
         try:
             self.transform()
         except ExpressionError as error:

@@ -58,7 +58,7 @@ def script_is_missing(job: TrainingJob, known: Known) -> list[str]:
 def gpus_are_missing(job: TrainingJob, known: Known) -> list[str]:
     """A warning when no node offers the GPUs, or the product, as the cluster is now."""
     gpu = job.spec.gpu
-    if gpu is None:
+    if gpu is None or gpu.resource_claim is not None:
         return []
     if found := unoffered(known, NODE, gpu.resource_name, gpu.count, "spec.gpu"):
         return found

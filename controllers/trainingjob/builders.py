@@ -11,6 +11,7 @@ from controllers.runtime import pods
 from controllers.runtime.git import REPOSITORY, WORKSPACE, clone
 from controllers.runtime.objects import Manifest
 from controllers.runtime.settings import Settings
+from controllers.trainingjob import accelerators, mpi
 from controllers.trainingjob.names import (
     ATTEMPT,
     FIRST_ROUND,
@@ -110,8 +111,10 @@ def worker(
         container["args"] = list(spec.args)
     if spec.image is None:
         container["imagePullPolicy"] = settings.image_pull_policy
-    gpu_limits = {spec.gpu.resource_name: spec.gpu.count} if spec.gpu else None
-    if resources := pods.resources(spec, gpu_limits):
+    resources: Manifest = dict(pods.resources(spec, accelerators.limits(spec)))
+    if spec.resource_claims:
+        resources["claims"] = [{"name": claim.name} for claim in spec.resource_claims]
+    if resources:
         container["resources"] = resources
     if spec.script and spec.script.config_map:
         reference = spec.script.config_map
@@ -126,11 +129,13 @@ def worker(
         container["workingDir"] = REPOSITORY
 
     extra: Manifest = {"restartPolicy": "Never", "hostname": worker_name(job.metadata.name, index)}
+    if spec.resource_claims:
+        extra["resourceClaims"] = [claim.manifest() for claim in spec.resource_claims]
     if spec.most_workers > 1:
         extra["subdomain"] = service_name(job.metadata.name)
         if spec.topology.zone_spread == "Spread" and zones:
             extra["topologySpreadConstraints"] = [zone_spread(job, attempt)]
-    return {
+    made: Manifest = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -152,7 +157,7 @@ def worker(
             containers=[container],
             init_containers=init,
             volumes=volumes,
-            affinity=pack_affinity(job) if spec.num_workers > 1 and spec.topology.zone_spread == "Pack" else None,
+            affinity=together(job),
             node_selector={GPU_PRODUCT: spec.gpu.product} if spec.gpu and spec.gpu.product else None,
             # Nodes with GPUs are kept for those who ask for them by a taint of the resource's name.
             tolerations=(
@@ -161,6 +166,9 @@ def worker(
             extra=extra,
         ),
     }
+    if sits := accelerators.with_memory(spec, made["spec"].get("affinity") or {}):
+        made["spec"]["affinity"] = sits
+    return made
 
 
 def zone_spread(job: TrainingJob, attempt: int) -> Manifest:
@@ -194,11 +202,21 @@ def pack_affinity(job: TrainingJob) -> Manifest:
     }
 
 
+def together(job: TrainingJob) -> Manifest | None:
+    """Workers in one zone, in one NVLink domain."""
+    if job.spec.num_workers == 1:
+        return None
+    pack = pack_affinity(job) if job.spec.topology.zone_spread == "Pack" else {}
+    return pods.merged_affinity(pack, accelerators.nvlink(job.spec, worker_labels(job))) or None
+
+
 def command(job: TrainingJob) -> list[str]:
     """What a worker runs: an agent that starts the training processes. In an image of somebody else, several processes
     per worker start through torchrun, which reads the PET_ variables.
     """
     spec = job.spec
+    if spec.launcher == "MPI":
+        return mpi.command(job)
     if spec.command:
         return list(spec.command)
     several = processes_per_worker(job) > 1
@@ -236,6 +254,7 @@ def environment(job: TrainingJob, settings: Settings, index: int, attempt: int) 
         {"name": "HEADRACE_ZONE", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{ZONE}']"}}},
         {"name": "HEADRACE_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         pods.variable("OMP_NUM_THREADS", threads(job)),
+        *accelerators.environment(spec),
     ]
     if not runs_agents(job):
         env += torchrun_environment(job, settings, index)
@@ -319,7 +338,7 @@ def built_in_trainer(job: TrainingJob) -> tuple[str, Model | None]:
 
 
 def launcher_environment(job: TrainingJob, settings: Settings, index: int) -> list[Manifest]:
-    """What other frameworks' launchers would set: XGBoost's tracker on rank 0, or TensorFlow's cluster."""
+    """What other frameworks' launchers would set: XGBoost's tracker on rank 0, TensorFlow's cluster, MPI's hosts."""
     workers = job.spec.num_workers
     if job.spec.launcher == "XGBoost":
         return [
@@ -329,6 +348,11 @@ def launcher_environment(job: TrainingJob, settings: Settings, index: int) -> li
             pods.variable("DMLC_NUM_WORKER", workers),
             pods.variable("DMLC_TASK_ID", index),
         ]
+    if job.spec.launcher == "MPI":
+        host = worker_address(job, settings, 0).replace(
+            worker_name(job.metadata.name, 0), f"{job.metadata.name}-worker-*"
+        )
+        return mpi.environment(job, index, processes_per_worker(job), "127.0.0.1" if workers == 1 else host)
     if job.spec.launcher == "TensorFlow":
         addresses = [master_address(job, settings), *(worker_address(job, settings, n) for n in range(1, workers))]
         hosts = [f"{address}:{LAUNCHER_PORT}" for address in addresses]

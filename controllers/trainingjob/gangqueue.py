@@ -234,7 +234,10 @@ def shape_of(spec: Mapping[str, Any]) -> Shape:
     selector = dict(spec.get("nodeSelector") or {})
     if gpu:
         name = gpu.get("resourceName", "nvidia.com/gpu")
-        resources["limits"] = {**(resources.get("limits") or {}), name: gpu.get("count", 1)}
+        added = {} if gpu.get("resourceClaim") else {name: gpu.get("count", 1)}
+        if rdma := gpu.get("rdma"):
+            added[rdma["resourceName"]] = rdma.get("count", 1)
+        resources["limits"] = {**(resources.get("limits") or {}), **added}
         tolerations.append({"key": name, "operator": "Exists", "effect": "NoSchedule"})
         if product := gpu.get("product"):
             selector.setdefault("nvidia.com/gpu.product", product)

@@ -247,6 +247,24 @@ JOBS: tuple[Bad, ...] = (
         "make every size in classifier.hiddenSizes a multiple of it",
     ),
     job(
+        "MPI without a command",
+        {"launcher": "MPI", "classifier": None, "script": {"path": "/a.py"}, "image": "x"},
+        "spec.launcher",
+        "set command and image",
+    ),
+    job(
+        "GPUs from a claim that is not there",
+        {"gpu": {"resourceClaim": "gpus"}, "resourceClaims": [{"name": "gpu", "resourceClaimName": "mine"}]},
+        "spec.gpu",
+        "add it there, or correct the name",
+    ),
+    job(
+        "a claim of nothing",
+        {"resourceClaims": [{"name": "gpus"}]},
+        "spec.resourceClaims[0]",
+        "set exactly one of resourceClaimTemplateName",
+    ),
+    job(
         "links of an image that has no agent",
         {"image": "registry.example/train:1", "topology": {"preflight": {}}},
         "spec.topology",

@@ -26,11 +26,12 @@ from headrace.api.trainingjob.status import (
     WorkerCounts,
     WorkerPlace,
 )
-from headrace.api.trainingjob.topology import GPU, LocalSGD, Pipeline, Preflight, Topology
+from headrace.api.trainingjob.topology import GPU, RDMA, LocalSGD, Pipeline, Preflight, ResourceClaim, Topology
 from headrace.api.trainingjob.trainers import ClassifierTrainer, Dataset
 
 __all__ = [
     "GPU",
+    "RDMA",
     "Best",
     "BoostingTrainer",
     "Checkpoint",
@@ -53,6 +54,7 @@ __all__ = [
     "RegisteredModel",
     "Registry",
     "RequeueState",
+    "ResourceClaim",
     "RestartPolicy",
     "Scheduling",
     "Script",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from headrace.api.meta import PodOptions
-from headrace.api.schema import LIST_ATOMIC, ImageName, Model, Rule, once, rules
+from headrace.api.schema import LIST_ATOMIC, ImageName, Model, Rule, list_map, once, rules
 from headrace.api.trainingjob.checkpoint import Checkpoint, Storage
 from headrace.api.trainingjob.classic import (
     BoostingTrainer,
@@ -18,7 +18,7 @@ from headrace.api.trainingjob.classic import (
 from headrace.api.trainingjob.lifecycle import RestartPolicy, Scheduling
 from headrace.api.trainingjob.outcome import Evaluation, Registry
 from headrace.api.trainingjob.sources import Script
-from headrace.api.trainingjob.topology import GPU, Topology
+from headrace.api.trainingjob.topology import GPU, ResourceClaim, Topology
 from headrace.api.trainingjob.trainers import ClassifierTrainer
 
 RESERVED_ENV = (
@@ -67,6 +67,7 @@ RESERVED_ENV = (
 LAUNCHER_ENV = {
     "XGBoost": ("DMLC_ROLE", "DMLC_TRACKER_URI", "DMLC_TRACKER_PORT", "DMLC_NUM_WORKER", "DMLC_TASK_ID"),
     "TensorFlow": ("TF_CONFIG",),
+    "MPI": ("HEADRACE_MPI", "HEADRACE_MPI_AGENT"),
 }
 """What the job sets besides for each launcher."""
 
@@ -167,6 +168,24 @@ Argument = Annotated[str, Field(max_length=131_072)]
             "launcher is for a script or a command of your own: remove it",
             ".launcher",
             lambda spec: spec.launcher == "Torchrun" or (spec.classifier is None and not any(spec.classic)),
+        ),
+        Rule(
+            "self.launcher != 'MPI' || has(self.command)",
+            "launcher MPI runs a command of your own, such as mpirun, on worker 0: set command and image",
+            ".launcher",
+            lambda spec: spec.launcher != "MPI" or spec.command is not None,
+        ),
+        Rule(
+            "!has(self.gpu) || !has(self.gpu.resourceClaim) || (has(self.resourceClaims) && "
+            "self.resourceClaims.exists(c, c.name == self.gpu.resourceClaim))",
+            "gpu.resourceClaim names the entry of resourceClaims that the GPUs come from: add it there, or correct the "
+            "name",
+            ".gpu",
+            lambda spec: (
+                spec.gpu is None
+                or spec.gpu.resource_claim is None
+                or spec.gpu.resource_claim in {claim.name for claim in spec.resource_claims}
+            ),
         ),
         *(_launcher_sets(launcher, names) for launcher, names in LAUNCHER_ENV.items()),
         Rule(
@@ -335,6 +354,7 @@ Argument = Annotated[str, Field(max_length=131_072)]
             "command",
             "args",
             "gpu",
+            "resourceClaims",
             "storage",
             "evaluation",
             "registry",
@@ -377,11 +397,15 @@ class TrainingJobSpec(PodOptions):
     """Your own entry point, run as it is under torchrun's environment."""
     args: Annotated[list[Argument], Field(max_length=1024, json_schema_extra=LIST_ATOMIC)] = Field(default_factory=list)
     """Arguments of the script or command."""
-    launcher: Literal["Torchrun", "XGBoost", "TensorFlow"] = "Torchrun"
+    launcher: Literal["Torchrun", "XGBoost", "TensorFlow", "MPI"] = "Torchrun"
     """Whose environment a script or command finds besides torchrun's: XGBoost: DMLC_*, with the tracker's address on
-    rank 0. TensorFlow: TF_CONFIG."""
+    rank 0. TensorFlow: TF_CONFIG. MPI: the command runs on worker 0 alone, with a hostfile and a stand-in for ssh."""
     gpu: GPU | None = None
     """GPUs of each worker; without it training runs on CPU with gloo."""
+    resource_claims: Annotated[list[ResourceClaim], Field(max_length=16, json_schema_extra=list_map("name"))] = Field(
+        default_factory=list
+    )
+    """Devices of each worker by dynamic resource allocation, as in a pod."""
     topology: Topology = Field(default_factory=Topology)
     """How the workers exchange gradients and where they sit."""
     storage: Storage | None = None

@@ -6,8 +6,47 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace.api.schema import Model, PositiveDuration, Quantity, Rule, remedy, rules
+from headrace.api.schema import DNSLabel, Model, ObjectName, PositiveDuration, Quantity, Rule, remedy, rules
 from headrace.api.trainingjob.parameter_server import ParameterServer
+
+
+class RDMA(Model):
+    """Network adapters that reach other nodes' memory: InfiniBand or RoCE."""
+
+    resource_name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9.-]+/[a-zA-Z0-9._-]+$",
+            max_length=253,
+            json_schema_extra=remedy(
+                r"self.matches(r'^[a-z0-9.-]+/[a-zA-Z0-9._-]+$')",
+                "write an extended resource such as rdma/hca_shared_devices_a",
+            ),
+        ),
+    ]
+    """Extended resource that the RDMA device plugin offers."""
+    count: Annotated[int, Field(ge=1, le=16)] = 1
+    """How many of each worker."""
+    devices: Annotated[str, Field(max_length=253)] | None = None
+    """Adapters that NCCL may use, as its NCCL_IB_HCA has them, such as mlx5; unset: all that it finds."""
+
+
+@rules(
+    Rule(
+        "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+        "set exactly one of resourceClaimTemplateName (one for each worker) and resourceClaimName (one for all)",
+        check=lambda claim: (claim.resource_claim_name is None) != (claim.resource_claim_template_name is None),
+    )
+)
+class ResourceClaim(Model):
+    """Devices by dynamic resource allocation (DRA)."""
+
+    name: DNSLabel
+    """Name within the job."""
+    resource_claim_template_name: ObjectName | None = None
+    """ResourceClaimTemplate of which each worker gets a claim."""
+    resource_claim_name: ObjectName | None = None
+    """ResourceClaim that all workers share."""
 
 
 class GPU(Model):
@@ -29,6 +68,15 @@ class GPU(Model):
         ),
     ] = "nvidia.com/gpu"
     """Extended resource that the device plugin offers."""
+    resource_claim: DNSLabel | None = None
+    """Entry of resourceClaims that the GPUs come from, instead of the device plugin's resource."""
+    min_memory: Quantity | None = None
+    """Memory that each GPU must have, such as 80Gi, by the label nvidia.com/gpu.memory of the node."""
+    nvlink: Literal["None", "Prefer", "Require"] = "None"
+    """Workers on nodes of one NVLink domain (label nvidia.com/gpu.clique): Prefer: where they fit. Require: or not at
+    all."""
+    rdma: RDMA | None = None
+    """InfiniBand or RoCE adapters for NCCL."""
 
 
 class Pipeline(Model):

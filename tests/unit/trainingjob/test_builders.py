@@ -13,6 +13,8 @@ from controllers.runtime.settings import Settings, StorageSettings
 from controllers.trainingjob import builders
 from tests.unit.trainingjob.worlds import SETTINGS, job
 
+SCRIPT: dict[str, Any] = {"script": {"configMap": {"name": "code", "key": "train.py"}}}
+
 
 def worker(index: int = 0, zones: bool = True, attempt: int = 1, **spec: Any) -> Manifest:
     return builders.worker(job(**spec), SETTINGS, index, attempt=attempt, restarts=0, zones=zones)
@@ -250,3 +252,58 @@ def test_the_storage_secret_leaves_out_what_is_not_set() -> None:
         "team", StorageSettings(access_key_id="me", secret_access_key="x", endpoint="", region="eu")
     )
     assert secret["data"] == {"AWS_ACCESS_KEY_ID": "bWU=", "AWS_SECRET_ACCESS_KEY": "eA==", "AWS_REGION": "ZXU="}
+
+
+def test_gpus_by_memory_interconnect_and_adapters() -> None:
+    gpu = {
+        "count": 8,
+        "minMemory": "80Gi",
+        "nvlink": "Require",
+        "rdma": {"resourceName": "rdma/hca_shared_devices_a", "count": 2, "devices": "mlx5"},
+    }
+    own = {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "pool", "operator": "Exists"}]}, {}]
+            }
+        }
+    }
+    made = worker(numWorkers=2, gpu=gpu, affinity=own, **SCRIPT)
+    assert container(made)["resources"]["limits"] == {"nvidia.com/gpu": "8", "rdma/hca_shared_devices_a": "2"}
+    assert env(made)["NCCL_IB_HCA"] == "mlx5"
+    affinity = made["spec"]["affinity"]
+    enough = {"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["81919"]}
+    terms = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert terms == [
+        {"matchExpressions": [{"key": "pool", "operator": "Exists"}, enough]},
+        {"matchExpressions": [enough]},
+    ], "one of several terms has to hold, so each must ask for the memory"
+    (near,) = affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert near["topologyKey"] == "nvidia.com/gpu.clique"
+
+
+def test_gpus_from_a_claim_are_not_asked_of_the_device_plugin() -> None:
+    claims = [
+        {"name": "gpus", "resourceClaimTemplateName": "eight-h100"},
+        {"name": "switch", "resourceClaimName": "imex"},
+    ]
+    gpu = {"count": 8, "resourceClaim": "gpus"}
+    made = worker(gpu=gpu, resourceClaims=claims, resources={"limits": {"cpu": 4}}, **SCRIPT)
+    assert made["spec"]["resourceClaims"] == claims
+    assert container(made)["resources"] == {"limits": {"cpu": "4"}, "claims": [{"name": "gpus"}, {"name": "switch"}]}
+    assert json.loads(env(made)["HEADRACE_AGENT"])["processes"] == 8
+
+
+def test_launcher_mpi_runs_the_command_on_worker_0_under_a_hostfile() -> None:
+    spec: dict[str, Any] = {
+        "launcher": "MPI",
+        "command": ["mpirun", "train"],
+        "image": "team/mpi:1",
+        "gpu": {"count": 4},
+    }
+    made = worker(numWorkers=3, **spec)
+    assert container(made)["command"][-2:] == ["mpirun", "train"]
+    told = json.loads(env(made)["HEADRACE_MPI"])
+    assert told["host"].startswith("digits-worker-*.digits-workers.")
+    assert (told["workers"], told["slots"]) == (3, 4)
+    assert "def parse_rsh" in env(made)["HEADRACE_MPI_AGENT"]

@@ -15,6 +15,8 @@ from headrace.api.latency import quantile
 
 SUMMARY = timedelta(seconds=30)
 """Time between two looks at the counts: each is a write of the status."""
+FIRST = timedelta(seconds=5)
+"""The same, before there is anything to look at."""
 
 
 def predictor(of: Predictor, shadow: Shadow) -> Predictor:
@@ -44,7 +46,7 @@ def status(
     pods = {"ready": ready, "problem": problem.message if problem else ""}
     if last is None or last.revision != revision:
         return ShadowStatus(summary="0/0", revision=revision, checked=now, **pods)
-    if not counts or (last.checked is not None and now < last.checked + SUMMARY):
+    if not counts or (last.checked is not None and now < last.checked + _pause(last)):
         return last.model_copy(update=pods)
     requests, differing, errors, dropped = (
         sum(getattr(item, name) for item in counts) for name in ("requests", "differing", "errors", "dropped")
@@ -69,7 +71,12 @@ def status(
 
 def look_again(state: ShadowStatus, now: datetime) -> timedelta:
     """Time until the next look."""
-    return max((state.checked or now) + SUMMARY - now, timedelta(milliseconds=100))
+    # A look that is due waits for a report, which wakes by itself.
+    return max((state.checked or now) + _pause(state) - now, timedelta(seconds=1))
+
+
+def _pause(state: ShadowStatus) -> timedelta:
+    return SUMMARY if state.requests else FIRST
 
 
 def events(last: ShadowStatus | None, now: ShadowStatus | None, percent: int) -> Iterable[Event]:

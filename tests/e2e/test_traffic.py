@@ -18,6 +18,7 @@ from tests.e2e.traffic import traffic
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVICE = "digits-canary"
+SHADOWED = "digits-shadow"
 WRITE = """
 import base64, json, os
 from headrace.storage import Store
@@ -68,7 +69,8 @@ def writer(folder: str, models: dict[str, bytes]) -> Manifest:
 def folder(kube: Kube) -> str:
     """Where the models are: stable, good (the same figures) and broken."""
     uri = f"s3://headrace/{kube.namespace}/models"
-    kube.apply(writer(uri, {"stable.onnx": model(1), "good.onnx": model(1), "broken.onnx": model(1, broken=True)}))
+    models = {"stable": model(1), "good": model(1), "broken": model(1, broken=True), "other": model(1.1)}
+    kube.apply(writer(uri, {f"{name}.onnx": content for name, content in models.items()}))
     wait_for("the models are written", lambda: is_true(kube.get("trainingjob", "models"), "Succeeded"), seconds=90)
     return uri
 
@@ -90,6 +92,16 @@ def service(folder: str, canary: str | None) -> Manifest:
     return made
 
 
+def shadowed(folder: str) -> Manifest:
+    """The example of a shadow, with models that are there; all requests are mirrored."""
+    made: Manifest
+    (made,) = [item for item in yaml.safe_load_all((EXAMPLES / "inferenceservice-shadow.yaml").read_text()) if item]
+    spec: dict[str, Any] = made["spec"]
+    spec["predictor"] |= {"model": {"storageUri": f"{folder}/stable.onnx"}, "minReplicas": 1, "maxReplicas": 1}
+    spec["shadow"] |= {"model": {"storageUri": f"{folder}/other.onnx"}, "percent": 100}
+    return made
+
+
 def state(kube: Kube) -> Manifest:
     found: Manifest = kube.get("inferenceservice", SERVICE)["status"].get("canary") or {}
     return found
@@ -102,10 +114,11 @@ def pods(kube: Kube, component: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def running(kube: Kube, folder: str) -> Iterator[None]:
-    kube.apply(service(folder, None))
-    wait_for("the service is ready", lambda: is_true(kube.get("inferenceservice", SERVICE), "Ready"), seconds=90)
+    kube.apply(service(folder, None), shadowed(folder))
+    for name in (SERVICE, SHADOWED):
+        wait_for(f"{name} is ready", lambda name=name: is_true(kube.get("inferenceservice", name), "Ready"), seconds=90)  # type: ignore[misc]
     yield
-    kube.delete("inferenceservice", SERVICE)
+    kube.delete("inferenceservice", SERVICE, SHADOWED)
 
 
 def test_a_canary_that_worsens_errors_is_rolled_back_and_no_client_sees_it(
@@ -150,3 +163,19 @@ def test_a_good_canary_is_promoted_and_moving_it_to_the_predictor_restarts_nothi
     assert set(report.steps) == {"canary", "predictor"}, report
     assert pods(kube, "predictor") == before
     assert {"CanaryStep", "CanaryPromoting", "CanaryPromoted"} <= set(kube.events(SERVICE))
+
+
+def test_what_a_shadow_answers_otherwise_is_counted_and_no_client_gets_it(kube: Kube, running: None) -> None:
+    def summary() -> Manifest:
+        found: Manifest = kube.get("inferenceservice", SHADOWED)["status"]["shadow"]
+        return found
+
+    with traffic(kube, SHADOWED) as report:
+        wait_for("differences are counted", lambda: summary().get("differing", 0) > 10, seconds=60)
+    found = summary()
+    # For a blank image the scores are the biases, the first of which is 0; all others are a tenth higher.
+    assert found["example"] == "output 'scores': 9 of 10 values differ, by up to 0.1", found
+    assert (found["errors"], found["differing"]) == (0, found["requests"]), found
+    assert report.failed == 0, report
+    assert set(report.steps) == {"predictor"}, report
+    assert {"ShadowStarted", "ShadowDiffers"} <= set(kube.events(SHADOWED))

@@ -108,10 +108,7 @@ def test_of_resources_only_the_status_is_written() -> None:
 
 
 TYPES: dict[str, ObjectType] = {
-    name: value
-    for module in (objects, models)
-    for name, value in vars(module).items()
-    if isinstance(value, ObjectType)
+    name: value for module in (objects, models) for name, value in vars(module).items() if isinstance(value, ObjectType)
 }
 
 

@@ -76,7 +76,7 @@ def drivers(kube: Kube) -> Iterator[dict[str, Manifest]]:
     """The example, its table in a folder of this namespace, and refreshes slow enough to be hurt."""
     text = EXAMPLE.read_text().replace("s3://headrace/demo/", f"s3://headrace/{kube.namespace}/")
     objects = {f"{item['kind']}/{item['metadata']['name']}": item for item in yaml.safe_load_all(text)}
-    objects[f"FeatureSet/{NAME}"]["spec"]["refresh"] = {"maxRowsPerSecond": 100, "pollInterval": "2s"}
+    objects[f"FeatureSet/{NAME}"]["spec"]["refresh"] = {"maxRowsPerSecond": 40, "pollInterval": "2s"}
     kube.apply(objects["ConfigMap/drivers"], objects["TrainingJob/drivers-table"], objects[f"FeatureSet/{NAME}"])
     wait_for("the features are served", lambda: ready(kube), seconds=120)
     yield objects
@@ -126,10 +126,11 @@ def test_a_refresh_that_is_killed_midway_leaves_the_old_rows_and_goes_on(kube: K
     number = before["refresh"]["number"] + 1
 
     def writing() -> str | None:
-        status = feature_set(kube)["status"]["refresh"]
-        pods = kube.list("pods", f"batch.kubernetes.io/job-name={NAME}-refresh-{number}")
-        going = status["number"] == number and status["phase"] == "Writing" and status["done"] > 0
-        return str(pods[0]["metadata"]["name"]) if going and pods else None
+        for pod in kube.list("pods", f"batch.kubernetes.io/job-name={NAME}-refresh-{number}"):
+            report = json.loads(pod["metadata"].get("annotations", {}).get("headrace.dev/report", "{}"))
+            if report.get("phase") == "Writing" and report["done"] > 0:
+                return str(pod["metadata"]["name"])
+        return None
 
     pod = wait_for("the refresh writes", writing, seconds=40)
     kube.run("delete", "pod", pod, "--force", "--grace-period=0")

@@ -15,6 +15,7 @@ from headrace.serving.http import ProtocolServer, error, respond
 from headrace.serving.messages import Query, infer
 from headrace.serving.metrics import PredictorMetrics
 from headrace.serving.models.base import Model
+from headrace.serving.models.onnx_model import OnnxModel
 from headrace.serving.pool import ModelPool, Overloaded
 from headrace.serving.protocol import model_metadata
 from headrace.serving.server import Response
@@ -98,7 +99,9 @@ class Predictor:
             return error(503, "not ready: the model is being loaded", RETRY_AFTER)
         try:
             async with asyncio.timeout_at(deadline):
-                return respond(await self._pool.run(lambda stop: infer(self.model_name, model, query, stop)))
+                # Only runs that can be stopped are tried on the event loop.
+                size = len(query.body) if isinstance(model, OnnxModel) else None
+                return respond(await self._pool.run(lambda stop: infer(self.model_name, model, query, stop), size))
         except RequestError as wrong:
             return error(wrong.status, str(wrong))
         except Overloaded:

@@ -64,7 +64,7 @@ class OutlierDetection(Model):
     """When one replica is set aside (Envoy's outlier detection): after a lost connection or silence at once, after
     errors when there are several in a row."""
 
-    consecutive5xx: Annotated[int, Field(ge=1, le=10_000)] = 5
+    consecutive5xx: Annotated[int, Field(ge=1, le=10_000, alias="consecutive5xx")] = 5
     """Server errors in a row after which a replica is set aside."""
     base_ejection_time: PositiveDuration = "1s"
     """Time for which it is set aside first; twice as long each further time in a row."""

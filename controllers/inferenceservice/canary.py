@@ -238,5 +238,7 @@ def events(before: CanaryStatus | None, now: CanaryStatus) -> Iterable[Event]:
             )
         case "Promoted" if before is None or before.phase != "Promoted":
             yield Event("Normal", "CanaryPromoted", f"the canary is promoted: {now.message}", "Promote")
+        case "Starting" if begun:
+            yield Event("Normal", "CanaryStarted", "the canary's pods are made; it gets no requests yet", "Canary")
         case "Progressing" if before is None or before.percent != now.percent:
             yield Event("Normal", "CanaryStep", f"the canary gets {now.percent} % of the requests", "Shift")

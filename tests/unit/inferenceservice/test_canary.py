@@ -158,7 +158,7 @@ def test_steps_go_up_while_checks_pass_and_the_pauses_are_over() -> None:
     world.canaries(2)
     world.plan()
     assert world.state["percent"] == 50
-    assert world.events == ["CanaryStep", "CanaryStep"]
+    assert world.events == ["CanaryStarted", "CanaryStep", "CanaryStep"]
 
 
 def promote(world: World) -> None:

@@ -125,6 +125,7 @@ _VARIABLES = (
     _Variable(
         "HEADRACE_GANG_SCHEDULING", _INSTALLATION.gang_scheduling, "Auto (the cluster, else Queue), Queue or None"
     ),
+    _Variable("HEADRACE_QUEUE_WEIGHTS", "", "shares of the queue, as namespace=weight,…; those not named have 1"),
     _Variable("HEADRACE_ONLINE_STORE_URI", "", "default online store, with its credentials; only as a variable"),
     _Variable("HEADRACE_STORAGE_URI", _STORAGE.uri, "default storage: every resource gets <uri>/<namespace>/<name>"),
     _Variable("HEADRACE_STORAGE_ENDPOINT", _STORAGE.endpoint, "its S3 endpoint; empty: AWS"),
@@ -163,6 +164,25 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         parser.error(str(error))
 
 
+def _weights(text: str) -> tuple[tuple[str, float], ...]:
+    """`namespace=weight,…` as pairs.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found: list[tuple[str, float]] = []
+    for part in filter(None, text.split(",")):
+        namespace, _, weight = part.strip().partition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = 0.0
+        if not namespace or not 0 < number <= 1_000_000:
+            raise ValueError(f"HEADRACE_QUEUE_WEIGHTS has {part!r}; write namespace=weight with a weight above 0")
+        found.append((namespace, number))
+    return tuple(found)
+
+
 def _settings(values: Mapping[str, str]) -> OperatorSettings:
     if values["log_format"] not in ("json", "console"):
         raise ValueError(f"HEADRACE_LOG_FORMAT is {values['log_format']!r}; it is json or console")
@@ -180,6 +200,7 @@ def _settings(values: Mapping[str, str]) -> OperatorSettings:
             image_pull_policy=values["image_pull_policy"],
             cluster_domain=values["cluster_domain"],
             gang_scheduling=values["gang_scheduling"],
+            queue_weights=_weights(values["queue_weights"]),
             online_store_uri=values["online_store_uri"],
             operator_namespace=values["namespace"] or _pod_namespace(),
             storage=StorageSettings(

@@ -36,6 +36,7 @@ class Settings:
         cluster_domain: DNS suffix of the cluster.
         gang_scheduling: Who sees to it that all workers of a job start or none. Auto: the cluster's own scheduler where
             it can, else the queue; Queue: always the queue; None: nobody.
+        queue_weights: Namespaces to which the queue owes another share than 1, with it.
     """
 
     trainer_image: str = "headrace/trainer:0.1.0"
@@ -45,6 +46,7 @@ class Settings:
     image_pull_policy: str = "IfNotPresent"
     cluster_domain: str = "cluster.local"
     gang_scheduling: str = "Auto"
+    queue_weights: tuple[tuple[str, float], ...] = ()
     online_store_uri: str = field(default="", repr=False)
     operator_namespace: str = "headrace-system"
     storage: StorageSettings = StorageSettings()

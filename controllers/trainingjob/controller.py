@@ -66,7 +66,8 @@ class TrainingJobController:
     def attach(self, resources: ObjectStore, caches: CacheSet, wake: Callable[[Key], None]) -> None:
         """Set up the queue, where the cluster schedules no gangs."""
         if self._queues:
-            self._queue = GangQueue(resources, caches, wake, lambda: datetime.now(UTC))
+            weights = dict(self._settings.queue_weights)
+            self._queue = GangQueue(resources, caches, wake, lambda: datetime.now(UTC), weights)
 
     def gather(self, resource: TrainingJob, caches: Caches) -> observed.Observed:
         """All that the plan looks at."""

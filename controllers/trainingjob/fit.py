@@ -1,6 +1,8 @@
 """Which gangs may start now: a pure function of nodes, what runs on them, and the gangs in the queue.
 
-Gangs stand in the order of priority, then age. One pass goes through them with what is free on the nodes: a gang that
+Gangs stand in the order of priority; among equals it is the turn of the namespace that has the least of the cluster
+(its dominant share, Ghodsi et al. 2011: of the resource of which it has most, by its weight), and within it of the
+oldest. One pass goes through them with what is free on the nodes: a gang that
 fits as a whole is admitted and takes its room; the first that does not fit, though the cluster could hold it, keeps its
 place. For it the room is set aside on nodes that could hold it once the gangs there have ended, and whoever stands
 behind it is admitted only into what that leaves (backfill). So a big gang is not overtaken for ever by small ones, and
@@ -15,7 +17,8 @@ that people add do not. Where the estimate was too good, the group lets go after
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controllers.runtime.objects import Manifest
@@ -63,6 +66,8 @@ class Gang:
         admitted: Its pods exist or are being made.
         leaving: They are on their way out.
         preempts: It may push out gangs of lower priority.
+        namespace: Whose it is.
+        weight: Of that namespace: with 2 it is owed twice as much as one with 1.
     """
 
     name: str
@@ -75,6 +80,8 @@ class Gang:
     admitted: bool = False
     leaving: bool = False
     preempts: bool = True
+    namespace: str = ""
+    weight: float = 1.0
 
     @property
     def rank(self) -> tuple[int, str, str]:
@@ -151,6 +158,10 @@ class Pass:
         self._open: dict[Shape, list[int]] = {}
         self._failed: set[tuple[Shape, int, bool]] = set()
         self._aside = False
+        self._capacity: dict[str, float] = {}
+        for room in self.rooms:
+            _add(self._capacity, room.total, 1)
+        self._had: dict[str, dict[str, float]] = {}  # by namespace, of all gangs that are admitted
         self._taken: dict[tuple[int, str], int] = {}  # workers of a gang that are to come to a room
 
     def decide(self) -> dict[str, Admission]:
@@ -161,10 +172,10 @@ class Pass:
                 # One that leaves is told nothing, so that it does not come back before the next pass.
                 found[gang.name] = Admission(admitted=not gang.leaving)
                 self._hold_the_rest(gang)
+                if not gang.leaving:
+                    self._count(gang)
         behind = 0
-        for gang in self.gangs:
-            if gang.admitted:
-                continue
+        for gang in self._in_turn():
             if self._aside:
                 behind += 1
                 placed = self._place(gang, now=True) if behind <= BACKFILL else None
@@ -172,12 +183,38 @@ class Pass:
                 placed = self._place(gang, now=True)
             if placed is not None:
                 self._take(gang, placed)
+                self._count(gang)
                 found[gang.name] = Admission(admitted=True)
             elif self._aside:
                 found[gang.name] = self._behind()
             else:
                 found |= self._first(gang)
         return found
+
+    def _in_turn(self) -> Iterator[Gang]:
+        """The gangs that wait, one after another; each admission changes whose turn it is."""
+        by_priority: dict[int, dict[str, deque[Gang]]] = {}
+        for gang in self.gangs:  # oldest first
+            if not gang.admitted:
+                by_priority.setdefault(gang.priority, {}).setdefault(gang.namespace, deque()).append(gang)
+        for priority in sorted(by_priority, reverse=True):
+            queues = by_priority[priority]
+            while queues:
+                namespace = min(queues, key=lambda name: (self._share(queues[name][0]), queues[name][0].rank))
+                yield queues[namespace].popleft()
+                if not queues[namespace]:
+                    del queues[namespace]
+
+    def _share(self, gang: Gang) -> float:
+        """Dominant share of a gang's namespace: its fraction of the resource of which it has most, by weight."""
+        had = self._had.get(gang.namespace, {})
+        shares = [amount / self._capacity[name] for name, amount in had.items() if self._capacity.get(name, 0.0) > 0]
+        return round(max(shares, default=0.0) / gang.weight, 9)
+
+    def _count(self, gang: Gang) -> None:
+        """It has its whole group now. Places for pods are no resource that anybody is short of."""
+        asked = {name: amount for name, amount in gang.shape.requests if name != "pods"}
+        _add(self._had.setdefault(gang.namespace, {}), asked, gang.workers)
 
     def _first(self, gang: Gang) -> dict[str, Admission]:
         """A gang that does not fit now and has nobody before it."""
@@ -335,8 +372,9 @@ class Pass:
         return Admission(
             False,
             "WaitingInQueue",
-            "jobs with a higher priority, or as high a one and older, wait for room too; this one starts as soon as it "
-            "fits without delaying them. A higher priorityClassName would bring it forward",
+            "jobs with a higher priority, or as high a one and older or of a namespace that has less, wait for room "
+            "too; this one starts as soon as it fits without delaying them. A higher priorityClassName would bring it "
+            "forward",
         )
 
     def _asks(self, gang: Gang) -> str:
@@ -365,6 +403,11 @@ class Pass:
         most = sorted(counts.items(), key=lambda item: (-item[1], self.rooms[item[0]].name))[:PLACES]
         more = f" and {len(counts) - len(most)} more nodes" if len(counts) > len(most) else ""
         return ", ".join(f"{self.rooms[index].name} has room for {count}" for index, count in most) + more
+
+
+def _add(total: dict[str, float], more: Amounts, times: float) -> None:
+    for name, amount in more.items():
+        total[name] = total.get(name, 0.0) + amount * times
 
 
 def _spread_out(counts: Placement, workers: int) -> Placement:

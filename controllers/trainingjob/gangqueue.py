@@ -81,7 +81,12 @@ class GangQueue:
     """What the queue says of each job. Used from one event loop."""
 
     def __init__(
-        self, jobs: ObjectStore, caches: CacheSet, wake: Callable[[Key], None], now: Callable[[], datetime]
+        self,
+        jobs: ObjectStore,
+        caches: CacheSet,
+        wake: Callable[[Key], None],
+        now: Callable[[], datetime],
+        weights: Mapping[str, float],
     ) -> None:
         """
         Args:
@@ -89,6 +94,7 @@ class GangQueue:
             caches: Pods of jobs, bound pods, nodes and PriorityClasses.
             wake: Puts a job on the queue of reconciles.
             now: The time.
+            weights: Of namespaces; those that are not named have 1.
         """
         self._jobs = jobs
         self._bound = caches.store(BOUND_POD)
@@ -97,6 +103,7 @@ class GangQueue:
         self._classes = caches.store(PRIORITY_CLASS)
         self._wake = wake
         self._now = now
+        self._weights = weights
         self._said: dict[Key, Admission] = {}
         self._granted: set[str] = set()  # uids of jobs that were admitted and have no pods yet
         self._seen: dict[Key, tuple[int, _Job]] = {}
@@ -181,6 +188,8 @@ class GangQueue:
             admitted=has_pods or job.restarting or (job.uid in self._granted and not job.preempted),
             leaving=has_pods and (job.preempted or job.suspended or pausing),
             preempts=class_.get("preemptionPolicy") != "Never",
+            namespace=key.namespace,
+            weight=self._weights.get(key.namespace, 1.0),
         )
 
 

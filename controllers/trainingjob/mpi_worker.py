@@ -187,7 +187,11 @@ def run(connection: socket.socket, command: str) -> None:
 
 
 def watch(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
-    if not connection.recv(1) and process.poll() is None:
+    try:
+        gone = not connection.recv(1)
+    except OSError:
+        gone = True
+    if gone and process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -77,3 +77,13 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(
     with pytest.raises(SystemExit):
         settings.load_settings([], {"HEADRACE_WEBHOOK_SECRET": "webhook", f"HEADRACE_{variable}": value})
     assert message in capsys.readouterr().err
+
+
+def test_shares_of_the_queue_are_pairs_and_nonsense_is_named(
+    settings: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = settings.load_settings([], {"HEADRACE_QUEUE_WEIGHTS": "research=2,lab=0.5,"})
+    assert found.installation.queue_weights == (("research", 2.0), ("lab", 0.5))
+    with pytest.raises(SystemExit):
+        settings.load_settings([], {"HEADRACE_QUEUE_WEIGHTS": "research"})
+    assert "write namespace=weight with a weight above 0" in capsys.readouterr().err

@@ -236,12 +236,8 @@ def test_measured_links_are_in_the_placement_and_a_slow_one_is_named() -> None:
 
 
 def test_a_dead_link_keeps_the_job_from_ready_and_counts_as_no_restart() -> None:
-    said = {
-        "state": "Gathering",
-        "round": 0,
-        "reason": "LinkDead",
-        "message": "no connection from worker 0 to worker 1",
-    }
+    dead = "no connection from worker 0 to worker 1"
+    said: dict[str, Any] = {"state": "Gathering", "round": 0, "reason": "LinkDead", "message": dead}
     plan = planned(JOB, three(**said))
     assert condition(plan, "Ready")["reason"] == "LinkDead"
     assert "tried again till topology.preflight.timeout" in condition(plan, "Ready")["message"]

@@ -230,3 +230,37 @@ def test_what_is_admitted_always_fits_the_nodes() -> None:
         offered = sum(int(item["status"]["allocatable"]["cpu"]) for item in cluster)
         assert sum(dict(g.shape.requests)["cpu"] * g.workers for g in gangs if found[g.name].admitted) <= offered
         assert set(found) == {g.name for g in gangs}
+
+
+def test_a_namespace_with_less_of_the_cluster_comes_first() -> None:
+    crowd = [gang(f"crowd-{n}", 1, at=n, namespace="crowd") for n in range(6)]
+    late = [gang(f"late-{n}", 1, at=20 + n, namespace="late") for n in range(2)]
+    assert started(decide(nodes(1, cpu="4"), {}, *crowd, *late)) == {"crowd-0", "crowd-1", "late-0", "late-1"}
+
+
+def test_what_runs_counts_and_so_do_weights() -> None:
+    at_work = [running(f"run-{n}", 1, namespace="a") for n in range(3)]
+    usage = {"node-0": {item.uid: dict(item.shape.requests) for item in at_work}}
+    both = [gang("of-a", 1, at=1, namespace="a"), gang("of-b", 1, at=2, namespace="b")]
+    assert "of-b" in started(decide(nodes(1, cpu="4"), usage, *at_work, *both))
+    assert "of-a" not in started(decide(nodes(1, cpu="4"), usage, *at_work, *both))
+    owed = [
+        gang(f"{name}-{n}", 1, at=n, namespace=name, weight=w) for n in range(6) for name, w in (("x", 2), ("y", 1))
+    ]
+    found = started(decide(nodes(1, cpu="6"), {}, *owed))
+    assert len([name for name in found if name.startswith("x")]) == 4
+
+
+def test_the_share_is_of_the_resource_of_which_a_namespace_has_most() -> None:
+    """The example of Ghodsi et al. 2011, section 4.1: of 9 CPUs and 18 GB A gets 3 tasks of <1, 4>, B 2 of <3, 1>."""
+    a = [gang(f"a-{n}", 1, 1, at=n, namespace="a", shape={"memory": 4.0}) for n in range(9)]
+    b = [gang(f"b-{n}", 1, 3, at=n, namespace="b", shape={"memory": 1.0}) for n in range(9)]
+    found = started(decide(nodes(1, cpu="9", memory="18"), {}, *a, *b))
+    assert len([name for name in found if name.startswith("a")]) == 3
+    assert len([name for name in found if name.startswith("b")]) == 2
+
+
+def test_priority_comes_before_fairness() -> None:
+    mine = [gang("first", 3, at=1, namespace="a", priority=10), gang("second", 1, at=2, namespace="a", priority=10)]
+    other = gang("other", 1, at=0, namespace="b")
+    assert started(decide(nodes(1, cpu="4"), {}, *mine, other)) == {"first", "second"}

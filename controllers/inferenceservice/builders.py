@@ -15,7 +15,7 @@ from controllers.runtime.settings import Settings
 from controllers.runtime.workload import DRAIN, PORT_NAME, Probes, Workload, content_hash
 from headrace.api import InferenceService
 from headrace.api.chain import CHAIN_FILE, GRPC_PORT, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
-from headrace.api.inferenceservice import ModelSource, RemoteOptions, StepOptions
+from headrace.api.inferenceservice import Batching, ModelSource, RemoteOptions, StepOptions
 from headrace.api.meta import parse_duration
 from headrace.api.routing import TRAFFIC, TRAFFIC_FILE
 
@@ -42,6 +42,11 @@ def part_name(service: InferenceService, component: str) -> str:
 def predictor_name(service: InferenceService) -> str:
     """Name of the predictors' Deployment, Service, budget and policy."""
     return part_name(service, PREDICTOR)
+
+
+def runs_inside(service: InferenceService) -> bool:
+    """The primary runs inside the routers."""
+    return service.spec.predictor.inference == "Local"
 
 
 def predictor_port(service: InferenceService) -> int:
@@ -73,7 +78,8 @@ def remote(service: InferenceService, settings: Settings, component: str) -> Rem
     # The final dot of the host spares the name servers the search list.
     container = service.spec.predictor.container
     name = (container.model_name or "") if container else ""
-    return RemotePredictor(host=host, port=predictor_port(service), model_name=name, **options)
+    inside = service.spec.predictor.model if runs_inside(service) and component == PREDICTOR else None
+    return RemotePredictor(host=host, port=predictor_port(service), model_name=name, model=inside, **options)
 
 
 def chain_config_map(service: InferenceService, settings: Settings) -> Manifest:
@@ -246,8 +252,15 @@ def _predictor_command(service: InferenceService, code: Code, longest: timedelta
         *("--name", service.metadata.name),
         *(_model_arguments(model) if model else ()),
         *(("--code", code.path) if code.path else ()),
+        *(_batching_arguments(service.spec.predictor.batching)),
         *_serving(longest),
     )
+
+
+def _batching_arguments(batching: Batching | None) -> tuple[str, ...]:
+    if batching is None:
+        return ()
+    return ("--batch-size", str(batching.max_size), "--batch-latency", batching.max_latency)
 
 
 def _model_arguments(model: ModelSource) -> tuple[str, ...]:
@@ -340,20 +353,22 @@ def autoscaler(service: InferenceService) -> Manifest:
     }
 
 
-def uses_default_storage(service: InferenceService) -> bool:
-    """Whether any pod has the installation's credentials."""
-    model = service.spec.predictor.model
-    return (model is not None and model.secret_ref is None) or uses_default_storage_in_router(service)
-
-
 def uses_default_storage_in_router(service: InferenceService) -> bool:
-    """Whether a fallback model names no Secret of its own."""
-    return any(step.model is not None and step.model.secret_ref is None for step in service.spec.fallback)
+    """Whether a model inside the routers names no Secret of its own."""
+    return any(model.secret_ref is None for model in router_models(service))
+
+
+def router_models(service: InferenceService) -> list[ModelSource]:
+    """Models that run inside the routers."""
+    models = [step.model for step in service.spec.fallback if step.model is not None]
+    if runs_inside(service) and service.spec.predictor.model is not None:
+        models.insert(0, service.spec.predictor.model)
+    return models
 
 
 def _router_secrets(service: InferenceService) -> set[str]:
     """Secrets that the router's own models name: of their store, of their registry."""
-    models = [step.model for step in service.spec.fallback if step.model is not None]
+    models = router_models(service)
     references = [model.secret_ref for model in models]
     references += [model.registry.secret_ref for model in models if model.registry is not None]
     return {reference.name for reference in references if reference is not None}

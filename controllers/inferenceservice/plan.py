@@ -28,7 +28,7 @@ from controllers.inferenceservice.steps import merge
 from controllers.inferenceservice.traffic import Beside
 from controllers.runtime.conditions import Wanted, conditions
 from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
-from controllers.runtime.objects import CONFIG_MAP, DEPLOYMENT, HPA, SERVICE, Manifest, key_of
+from controllers.runtime.objects import COMPONENT, CONFIG_MAP, DEPLOYMENT, HPA, SERVICE, Manifest, key_of
 from controllers.runtime.plan import Apply, Delete, Plan
 from controllers.runtime.podstate import Problem, is_terminating, lacks_secret
 from controllers.runtime.settings import Settings
@@ -73,7 +73,7 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
             *_namespace(service, settings, lost=lost),
             *(item for item in wanted if item.type != DEPLOYMENT or item.manifest["metadata"]["name"] not in held),
         ),
-        deletes=_unwanted(observed, wanted, keep_chains=order.router.rolling or order.router.part.deployment is None),
+        deletes=_unwanted(observed, wanted, rolling=order.router.rolling or order.router.part.deployment is None),
         status=status,
         events=(*transitions(service.status, status), *beside.events),
         requeue_after=_soonest([requeue_after, beside.requeue_after, LOOK_FOR_SECRET if lost else None]),
@@ -89,6 +89,8 @@ def _predictors(service: InferenceService, part: Part) -> int:
     apply removes a field that its only owner gives up: the Deployment would fall to the default of one pod.
     """
     spec = service.spec.predictor
+    if builders.runs_inside(service):
+        return 0
     if spec.max_replicas == spec.min_replicas or part.deployment is None:
         return spec.min_replicas
     current: int = part.deployment["spec"].get("replicas", 1)
@@ -97,13 +99,10 @@ def _predictors(service: InferenceService, part: Part) -> int:
 
 def _children(service: InferenceService, chain: Manifest, router: Workload, predictor: Workload) -> tuple[Apply, ...]:
     spec = service.spec.predictor
-    children = [
-        Apply(SERVICE, builders.router_service(service)),
-        Apply(SERVICE, builders.predictor_service(service)),
-        *server(predictor),
-        Apply(CONFIG_MAP, chain),
-        *server(router),
-    ]
+    children = [Apply(SERVICE, builders.router_service(service)), Apply(CONFIG_MAP, chain), *server(router)]
+    if builders.runs_inside(service):
+        return tuple(children)
+    children[1:1] = [Apply(SERVICE, builders.predictor_service(service)), *server(predictor)]
     if spec.max_replicas > spec.min_replicas:
         children.append(Apply(HPA, builders.autoscaler(service)))
     return tuple(children)
@@ -120,13 +119,14 @@ def _namespace(service: InferenceService, settings: Settings, *, lost: bool) -> 
     )
 
 
-def _unwanted(observed: Observed, wanted: Iterable[Apply], *, keep_chains: bool) -> tuple[Delete, ...]:
+def _unwanted(observed: Observed, wanted: Iterable[Apply], *, rolling: bool) -> tuple[Delete, ...]:
     """Children of before that nothing asks for any more.
 
     Args:
         observed: With the children there are.
         wanted: The children there are to be.
-        keep_chains: Routers of an earlier revision may still start with their own ConfigMap.
+        rolling: Routers of an earlier revision may still start with their own ConfigMap, and ask predictors that those
+            of the next one do not need.
     """
     names = {(item.type, item.manifest["metadata"]["name"]) for item in wanted}
     return tuple(
@@ -135,7 +135,7 @@ def _unwanted(observed: Observed, wanted: Iterable[Apply], *, keep_chains: bool)
         for child in (observed.children or {}).get(type_, ())
         if (type_, child["metadata"]["name"]) not in names
         and not is_terminating(child)
-        and not (keep_chains and type_ == CONFIG_MAP)
+        and not (rolling and (type_ == CONFIG_MAP or child["metadata"]["labels"].get(COMPONENT) == PREDICTOR))
     )
 
 
@@ -149,7 +149,8 @@ def _order(
     update of the predictors that is under way and goes well: a new fallback must not wait for a broken primary.
     """
     front = PartInput(observed.router, router.replicas, _hash(router), now)
-    behind = PartInput(observed.predictor, service.spec.predictor.min_replicas, _hash(predictor), now)
+    inside = builders.runs_inside(service)
+    behind = PartInput(observed.predictor, service.spec.predictor.min_replicas, _hash(predictor), now, inside=inside)
     front_problem, behind_problem = part_problem(front), part_problem(behind)
     if _changes(behind) and front.rolling and behind.part.ready and not _releases(front_problem):
         behind = replace(behind, waits_for=builders.ROUTER)
@@ -165,7 +166,8 @@ def _hash(workload: Workload) -> str:
 def _changes(given: PartInput) -> bool:
     """The Deployment has another template than the spec asks for."""
     deployment = given.part.deployment
-    return deployment is not None and template_hash(deployment["spec"]["template"]) != given.template
+    changed = deployment is not None and template_hash(deployment["spec"]["template"]) != given.template
+    return changed and not given.inside
 
 
 def _releases(problem: Problem | None) -> bool:
@@ -196,7 +198,7 @@ def _status(
     wanted = [
         _condition("Ready", problem, "PrimaryAnswers", f"the primary answers at {whole.url}", meanwhile),
         _condition("Available", unavailable(whole), "Answering", f"{who} answers at {whole.url}"),
-        _condition("PredictorReady", whole.predictor, "PodsReady", "all predictor pods asked for are ready"),
+        _condition("PredictorReady", whole.predictor, *_predictor_is_well(service)),
         _condition("RouterReady", whole.router, "PodsReady", "all router pods asked for are ready"),
         *beside.conditions,
     ]
@@ -216,6 +218,12 @@ def _status(
     if silent is not None and silent < REPORT_AFTER:
         waits.append(REPORT_AFTER - silent)
     return status, _soonest(waits)
+
+
+def _predictor_is_well(service: InferenceService) -> tuple[str, str]:
+    if builders.runs_inside(service):
+        return "InsideRouter", "the model runs inside the routers"
+    return "PodsReady", "all predictor pods asked for are ready"
 
 
 def _condition(type_: str, problem: Problem | None, reason: str, message: str, suffix: str = "") -> Wanted:

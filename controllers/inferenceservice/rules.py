@@ -56,6 +56,7 @@ class PartInput:
         template: Hash of the pod template that the spec asks for.
         now: The time.
         waits_for: Component whose rolling update comes first; empty for none.
+        inside: The spec asks for none, since another part does its work.
     """
 
     part: Part
@@ -63,6 +64,7 @@ class PartInput:
     template: str
     now: datetime
     waits_for: str = ""
+    inside: bool = False
 
     @property
     def current(self) -> list[Manifest]:
@@ -73,8 +75,13 @@ class PartInput:
     def rolling(self) -> bool:
         """The spec's template is not yet, or not yet everywhere, what runs."""
         deployment = self.part.deployment
-        return deployment is not None and (
-            template_hash(deployment["spec"]["template"]) != self.template or len(self.current) < len(self.part.pods)
+        return (
+            deployment is not None
+            and not self.inside
+            and (
+                template_hash(deployment["spec"]["template"]) != self.template
+                or len(self.current) < len(self.part.pods)
+            )
         )
 
 
@@ -212,6 +219,8 @@ PART_RULES: tuple[PartRule, ...] = (
 
 def part_problem(given: PartInput) -> Problem | None:
     """Why the part is not ready; None when it is."""
+    if given.inside:
+        return None
     return next((found for rule in PART_RULES if (found := rule(given)) is not None), None)
 
 

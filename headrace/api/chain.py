@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from headrace.api.counts import TrafficReport
-from headrace.api.inferenceservice import FallbackStep, RemoteOptions, StepStatus
+from headrace.api.inferenceservice import FallbackStep, ModelSource, RemoteOptions, StepStatus
 from headrace.api.schema import DNSLabel, Model, PositiveDuration
 
 PREDICTOR = "predictor"
@@ -33,6 +33,8 @@ class RemotePredictor(RemoteOptions):
     """Port of the replicas."""
     model_name: str = ""
     """Name of the model in the replicas' paths; empty for the service's."""
+    model: ModelSource | None = None
+    """The model, where the router runs it itself; host then means nothing."""
 
 
 class Chain(Model):

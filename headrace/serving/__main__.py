@@ -17,7 +17,7 @@ import uvloop
 from pydantic import ValidationError
 
 from headrace.api.chain import HTTP_PORT, Chain
-from headrace.api.inferenceservice import ModelFormat, ModelSource
+from headrace.api.inferenceservice import Batching, ModelFormat, ModelSource
 from headrace.reporting import pod_reporter
 from headrace.serving import logs
 from headrace.serving.drain import Leaving, Times
@@ -43,6 +43,8 @@ def arguments() -> argparse.ArgumentParser:
     predictor.add_argument("--storage-uri", help="the model file, or a folder with one such as model.onnx")
     predictor.add_argument("--model", help="format and source as the JSON of predictor.model, instead of these two")
     predictor.add_argument("--code", type=Path, help="Python file of a model of format Python")
+    predictor.add_argument("--batch-size", type=int, help="rows that run together; by default each request by itself")
+    predictor.add_argument("--batch-latency", default="5ms", help="time that a request waits for others")
     predictor.add_argument("--queue", type=int, default=64, help="requests that may wait for a thread")
     router = commands.add_parser("router", help="serve a chain of steps")
     router.add_argument("--chain", type=Path, required=True, help="file with the chain as JSON")
@@ -108,6 +110,7 @@ async def _predictor(options: argparse.Namespace, times: Times) -> None:
         options.grpc_port,
         options.queue,
         times,
+        Batching(max_size=options.batch_size, max_latency=options.batch_latency) if options.batch_size else None,
     )
     await run_predictor(settings, leaving)
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headrace.serving.models.base import Model, Stop
-from headrace.serving.protocol import decode_request, encode_response, error_body, select_outputs
+from headrace.serving.protocol import (
+    InferRequest,
+    RequestedOutput,
+    decode_request,
+    encode_response,
+    error_body,
+    select_outputs,
+)
+from headrace.serving.tensors import Array
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -58,8 +66,28 @@ def infer(model_name: str, model: Model, query: Query, stop: Stop | None = None)
         RequestError: the request is not one that the model can answer.
         Stopped: `stop` was used.
     """
-    request = decode_request(query.body, query.json_length)
-    wanted = select_outputs(request, model.output_names)
+    request, wanted = understand(model, query)
     arrays = model.run(request.inputs, [output.name for output in wanted], stop)
+    return encoded(model_name, request, wanted, arrays)
+
+
+def understand(model: Model, query: Query) -> tuple[InferRequest, Sequence[RequestedOutput]]:
+    """A decoded request, and the outputs to answer with.
+
+    Raises:
+        RequestError: it is no request to this model.
+    """
+    request = decode_request(query.body, query.json_length)
+    return request, select_outputs(request, model.output_names)
+
+
+def encoded(
+    model_name: str, request: InferRequest, wanted: Sequence[RequestedOutput], arrays: Sequence[Array]
+) -> Reply:
+    """The answer of a model's outputs.
+
+    Raises:
+        RequestError: an output cannot be written in JSON.
+    """
     body, json_length = encode_response(model_name, request, list(zip(wanted, arrays, strict=True)))
     return Reply(200, body, None if json_length is None else str(json_length))

@@ -13,6 +13,7 @@ from headrace.serving.chain import Guarded, Reason, Result
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 """Seconds."""
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def outcome(status: int) -> str:
@@ -152,6 +153,14 @@ class PredictorMetrics:
             "headrace_predictor_in_flight", "Requests running and waiting.", ["service"], registry=self.registry
         )
         busy.labels(service).set_function(in_flight)
+        batches = Histogram(
+            "headrace_predictor_batch_rows",
+            "Rows of a run where requests are batched.",
+            ["service"],
+            buckets=ROWS,
+            registry=self.registry,
+        )
+        self.batch: Callable[[float], None] = batches.labels(service).observe
         self._outcomes = {name: requests.labels(service, name) for name in ("ok", "client_error", "error")}
         self._seconds = seconds.labels(service)
 

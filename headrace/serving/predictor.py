@@ -7,12 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from headrace.api.inferenceservice import ModelSource
+from headrace.api.inferenceservice import Batching, ModelSource
+from headrace.api.meta import parse_duration
+from headrace.serving.batcher import Batcher
 from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer, error, respond
-from headrace.serving.messages import Query, infer
+from headrace.serving.messages import Query, Reply, encoded, infer, understand
 from headrace.serving.metrics import PredictorMetrics
 from headrace.serving.models.base import Model
 from headrace.serving.models.onnx_model import OnnxModel
@@ -25,8 +28,12 @@ from headrace.storage import StorageError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 LOAD_PATIENCE = 60.0
 """Seconds during which an unreachable store is asked again before the process gives up."""
+INLINE = 256 * 1024
+"""Bytes of a request or an answer up to which it is decoded or encoded on the event loop, where they are batched."""
 RETRY_AFTER = {"Retry-After": "1"}
 
 
@@ -38,6 +45,7 @@ class PredictorSettings:
         model: Its format and where it is.
         code: The Python file of a model of format Python.
         waiting: Requests that may wait for a thread before more are refused.
+        batching: How requests run together; None where each runs by itself.
     """
 
     name: str
@@ -48,6 +56,7 @@ class PredictorSettings:
     grpc_port: int | None = None
     waiting: int = 64
     times: Times = field(default_factory=Times)
+    batching: Batching | None = None
 
 
 class Predictor:
@@ -63,6 +72,7 @@ class Predictor:
     def __init__(self, name: str, pool: ModelPool, metrics: PredictorMetrics, leaving: Leaving) -> None:
         self.model_name = name
         self.model: Model | None = None
+        self.batcher: Batcher | None = None
         self._pool = pool
         self._metrics = metrics
         self._leaving = leaving
@@ -99,6 +109,8 @@ class Predictor:
             return error(503, "not ready: the model is being loaded", RETRY_AFTER)
         try:
             async with asyncio.timeout_at(deadline):
+                if self.batcher is not None:
+                    return respond(await self._together(self.batcher, model, query))
                 # Only runs that can be stopped are tried on the event loop.
                 size = len(query.body) if isinstance(model, OnnxModel) else None
                 return respond(await self._pool.run(lambda stop: infer(self.model_name, model, query, stop), size))
@@ -108,6 +120,17 @@ class Predictor:
             return error(503, "overloaded: every thread is busy and the queue is full; try again", RETRY_AFTER)
         except TimeoutError:
             return error(504, "the request's deadline passed before the model answered")
+
+    async def _together(self, batcher: Batcher, model: Model, query: Query) -> Reply:
+        request, wanted = await _beside(len(query.body), lambda: understand(model, query))
+        arrays = await batcher.run(request.inputs, [output.name for output in wanted])
+        size = sum(array.nbytes for array in arrays)
+        return await _beside(size, lambda: encoded(self.model_name, request, wanted, arrays))
+
+
+async def _beside(size: int, work: Callable[[], T]) -> T:
+    """Do small work here and large work in a thread, so that it does not keep others waiting."""
+    return work() if size <= INLINE else await asyncio.to_thread(work)
 
 
 async def load(
@@ -151,6 +174,10 @@ async def run_predictor(settings: PredictorSettings, leaving: Leaving) -> None:
 
     async def become_ready() -> None:
         model = await load(settings.model, cpus, settings.code)
+        if settings.batching is not None:
+            latency = parse_duration(settings.batching.max_latency).total_seconds()
+            size = settings.batching.max_size
+            predictor.batcher = Batcher(model, pool, size, latency, size * (cpus + 1) + settings.waiting, metrics.batch)
         predictor.model = model
         log.info(
             "model loaded",

@@ -11,7 +11,7 @@ from typing import Any
 
 from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER, RemotePredictor
 from headrace.api.chain import Chain as ChainSpec
-from headrace.api.inferenceservice import FallbackReason, FallbackStep, StepOptions
+from headrace.api.inferenceservice import FallbackReason, FallbackStep, ModelSource, StepOptions
 from headrace.api.meta import parse_duration
 from headrace.api.routing import ARM_HEADER
 from headrace.serving.breaker import Breaker, State
@@ -20,6 +20,7 @@ from headrace.serving.client import Client
 from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
 from headrace.serving.http import ProtocolServer, error, respond
+from headrace.serving.inside import InsideUpstream
 from headrace.serving.last_answer import LastAnswerStep
 from headrace.serving.messages import Query
 from headrace.serving.metrics import RouterMetrics
@@ -99,7 +100,10 @@ class Router:
         self._client = Client(loop)
         self._lookup = lookup
         self.metrics = RouterMetrics(spec.name, lambda: self._primary.ready)
-        self._primary = self._connect(PREDICTOR, spec.predictor)
+        primary = spec.predictor
+        self._primary: InsideUpstream | RemoteUpstream = (
+            self._inside(primary) if primary.model is not None else self._connect(PREDICTOR, primary)
+        )
         steps = [self._primary.guarded]
         steps += [self._guard(self._step(spec, fallback), fallback) for fallback in spec.fallback]
         self._chain = Chain(steps, loop.time, _seconds(spec.timeout) if spec.timeout else None)
@@ -169,11 +173,14 @@ class Router:
         model = fallback.model
         if model is None:
             raise ValueError(f"fallback step {fallback.name!r} has neither a model nor a static response")
+        return self._local(fallback.name, model, fallback)
+
+    def _local(self, name: str, model: ModelSource, options: StepOptions) -> LocalStep:
         threads = cpu_limit()
-        pool = ModelPool(threads, fallback.max_concurrency)
+        pool = ModelPool(threads, options.max_concurrency)
         step = LocalStep(
-            fallback.name,
-            spec.name,
+            name,
+            self.model_name,
             lambda: load_model(model, self._settings.credentials, threads),
             pool,
             self._reconsider,
@@ -181,6 +188,12 @@ class Router:
         self._pools.append(pool)
         self._locals.append(step)
         return step
+
+    def _inside(self, target: RemotePredictor) -> InsideUpstream:
+        if target.model is None:
+            raise ValueError("the primary is to run inside the router and has no model")
+        step = self._local(PREDICTOR, target.model, target)
+        return InsideUpstream(step, self._guard(step, target))
 
     @property
     def draining(self) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from headrace.api.inferenceservice import ModelSource
+from headrace.api.inferenceservice import ModelSource, RegisteredModelReference
+from headrace.mlflow import Client, RegistryError
 from headrace.serving.models import formats
 from headrace.serving.models.base import Model, ModelError
 from headrace.serving.models.python_model import PythonModel
 from headrace.serving.models.warm import warm
-from headrace.storage import InvalidLocation, NotFound, download
+from headrace.storage import InvalidLocation, NotFound, Unreachable, download
+
+log = logging.getLogger(__name__)
 
 
 def load_model(model: ModelSource, credentials: Path | None, threads: int, code: Path | None = None) -> Model:
@@ -26,29 +32,63 @@ def load_model(model: ModelSource, credentials: Path | None, threads: int, code:
         ModelError: there is no model there or it cannot be served; asking again will not help.
         StorageError: the store cannot be asked, or not by us.
     """
-    secret = credentials / model.secret_ref.name if credentials and model.secret_ref else None
     if model.model_format == "Python":
         if code is None:
             raise ModelError("a Python predictor needs its code: set model.code")
         # The class may read its files whenever it likes, so they stay as long as the process.
-        folder = Path(tempfile.mkdtemp(prefix="headrace-model-")) if model.storage_uri else None
-        found = _fetch(model.storage_uri, folder, secret) if model.storage_uri and folder else None
+        folder = Path(tempfile.mkdtemp(prefix="headrace-model-"))
+        found = _fetch(model, folder, credentials) if model.storage_uri or model.registry else None
         made: Model = PythonModel(code, model.code.class_name if model.code else "Predictor", found)
     else:
-        with tempfile.TemporaryDirectory(prefix="headrace-model-") as folder_name:
-            uri = model.storage_uri or ""
+        with tempfile.TemporaryDirectory(prefix="headrace-model-") as name:
+            file = _fetch(model, Path(name), credentials)
             try:
-                made = formats.load(
-                    model.model_format, _fetch(uri, Path(folder_name), secret), threads, model.trusted_types
-                )
+                made = formats.load(model.model_format, file, threads, model.trusted_types)
             except ModelError as error:
-                raise ModelError(f"{uri}: {error}") from error
+                raise ModelError(f"{_address(model)}: {error}") from error
     warm(made)
     return made
 
 
-def _fetch(uri: str, folder: Path, secret: Path | None) -> Path:
+def _address(model: ModelSource) -> str:
+    registry = model.registry
+    if registry is None:
+        return model.storage_uri or ""
+    return f"{registry.model}@{registry.alias}" if registry.alias else f"{registry.model} version {registry.version}"
+
+
+def _fetch(model: ModelSource, folder: Path, credentials: Path | None) -> Path:
+    """The model's file or folder, copied here."""
+    secret = credentials / model.secret_ref.name if credentials and model.secret_ref else None
+    uri = model.storage_uri
+    if model.registry is not None:
+        uri = _registered(model.registry, folder, credentials)
+        if uri is None:
+            return folder
+    if uri is None:
+        raise ModelError("names no place where the model is: set storageUri, registry or trainingJobRef")
     try:
         return download(uri, folder, secret)
     except (NotFound, InvalidLocation) as error:
         raise ModelError(str(error)) from error
+
+
+def _registered(registry: RegisteredModelReference, folder: Path, credentials: Path | None) -> str | None:
+    """Copy the artifacts of a version here, or say in which store they are."""
+    variables: Mapping[str, str] = os.environ
+    if credentials is not None and registry.secret_ref is not None:
+        secret = credentials / registry.secret_ref.name
+        variables = {file.name: file.read_text().strip() for file in secret.glob("MLFLOW_*")}
+    client = Client(registry.tracking_uri, variables)
+    try:
+        version = registry.version or client.version_of(registry.model, registry.alias or "")
+        uri = client.location(registry.model, version)
+        log.info("model version", extra={"fields": {"model": registry.model, "version": version, "uri": uri}})
+        if not uri.startswith("mlflow-artifacts:"):
+            return uri
+        client.download(uri, folder)
+    except RegistryError as error:
+        if error.retryable:
+            raise Unreachable(registry.tracking_uri, str(error), "see whether the MLflow server runs") from error
+        raise ModelError(f"{error}; correct model.registry, or register the model under this name and alias") from error
+    return None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headrace.mlflow import Point
 from headrace.storage import Store
 from headrace.training import goodput
 from headrace.training.checkpoint import Checkpoints
@@ -14,7 +15,6 @@ from headrace.training.environment import Environment
 from headrace.training.event_log import EventLog
 from headrace.training.goodput import Goodput, Keeper
 from headrace.training.progress import Report, significant
-from headrace.training.registry import Point
 from headrace.training.step_clock import StepClock
 from headrace.training.telemetry import GPU, Exporter, Snapshot, learning_rate, step_parts
 

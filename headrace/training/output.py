@@ -10,12 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 from headrace.api.trainingjob import Evaluation
+from headrace.mlflow import Point, RegistryError
 from headrace.storage import Store, patiently
 from headrace.training.environment import Environment
 from headrace.training.errors import ConfigurationError, GateNotMet
 from headrace.training.model_card import CARD, card
 from headrace.training.progress import significant
-from headrace.training.registry import Point, RegistryError, register
+from headrace.training.registry import register
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrace.api.inferenceservice import ModelSource
 from headrace.api.trainingjob import Registry
+from headrace.mlflow import Client, Point, RegistryError
+from headrace.serving.models.base import ModelError
+from headrace.serving.source import load_model
+from headrace.storage import Unreachable
 from headrace.training.environment import Environment
 from headrace.training.export import Layer, classifier_to_onnx
 from headrace.training.model_card import card
-from headrace.training.registry import Client, Point, RegistryError, register
+from headrace.training.registry import register
 from tests.api.test_storage_s3 import free_port
 
 pytestmark = pytest.mark.timeout(600)
@@ -112,3 +117,35 @@ def test_what_the_server_refuses_is_said_in_its_words(mlflow: str) -> None:
     with pytest.raises(RegistryError, match=r"HTTP 404 .*does-not-exist") as caught:
         Client(mlflow).log("does-not-exist", {"a": "b"}, [])
     assert caught.value.code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def test_a_service_takes_a_model_by_name_and_alias(mlflow: str) -> None:
+    files = {"model.onnx": MODEL}
+    about = card(Environment(job="served"), files, {}, {}, {}, time.time())
+    for alias in ("stable", "champion"):
+        register(
+            Registry(tracking_uri=mlflow, model="served", alias=alias),
+            "served",
+            files,
+            "s3://b/m/model.onnx",
+            about,
+            [],
+        )
+    for reference in ({"alias": "champion"}, {"version": "1"}):
+        source = ModelSource.model_validate({"registry": {"trackingUri": mlflow, "model": "served", **reference}})
+        label, _ = load_model(source, None, 1).run(
+            {"input": np.array([[3, 1], [1, 3]], np.float32)}, ["label", "probabilities"]
+        )
+        assert label.tolist() == [0, 1]
+    for reference, says in (
+        ({"model": "served", "alias": "nobody"}, "nobody.*correct model.registry"),
+        ({"model": "unknown", "version": "1"}, "unknown.*correct model.registry"),
+    ):
+        wrong = ModelSource.model_validate({"registry": {"trackingUri": mlflow, **reference}})
+        with pytest.raises(ModelError, match=says):
+            load_model(wrong, None, 1)
+    nowhere = ModelSource.model_validate(
+        {"registry": {"trackingUri": f"http://127.0.0.1:{free_port()}", "model": "served", "version": "1"}}
+    )
+    with pytest.raises(Unreachable, match="see whether the MLflow server runs"):
+        load_model(nowhere, None, 1)

@@ -1,7 +1,13 @@
 """InferenceService: a model behind one address, with an ordered chain of fallbacks."""
 
 from headrace.api.inferenceservice.kind import MAX_NAME_LENGTH, InferenceService
-from headrace.api.inferenceservice.model import ModelFormat, ModelSource, PredictorCode, RegisteredModelReference
+from headrace.api.inferenceservice.model import (
+    Batching,
+    ModelFormat,
+    ModelSource,
+    PredictorCode,
+    RegisteredModelReference,
+)
 from headrace.api.inferenceservice.options import (
     CircuitBreaker,
     FallbackReason,
@@ -15,6 +21,7 @@ from headrace.api.inferenceservice.status import InferenceServiceStatus, Replica
 
 __all__ = [
     "MAX_NAME_LENGTH",
+    "Batching",
     "CircuitBreaker",
     "CustomContainer",
     "FallbackReason",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from headrace.api.meta import KeyReference, LocalReference
-from headrace.api.schema import LIST_ATOMIC, Model, Rule, StorageURI, remedy, rules
+from headrace.api.schema import LIST_ATOMIC, Model, PositiveDuration, Rule, StorageURI, remedy, rules
 from headrace.api.trainingjob.sources import GitSource
 
 IN_ROUTER = ("ONNX", "XGBoost", "LightGBM", "ScikitLearn")
@@ -94,6 +94,15 @@ class RegisteredModelReference(Model):
     """The version that the alias names when a pod starts."""
     secret_ref: LocalReference | None = None
     """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."""
+
+
+class Batching(Model):
+    """Requests that come within a moment of each other run as one."""
+
+    max_size: Annotated[int, Field(ge=2, le=65_536)] = 32
+    """Rows of a batch; when as many are together they run at once."""
+    max_latency: PositiveDuration = "5ms"
+    """Time that a request waits for others at most."""
 
 
 _SOURCES = "[has(self.storageUri), has(self.registry), has(self.trainingJobRef)].filter(x, x).size()"

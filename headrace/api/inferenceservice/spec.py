@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headrace.api.inferenceservice.model import IN_ROUTER, ModelSource
+from headrace.api.inferenceservice.model import IN_ROUTER, Batching, ModelSource
 from headrace.api.inferenceservice.options import RemoteOptions, StepOptions
 from headrace.api.inferenceservice.static import LastAnswer, StaticResponse
 from headrace.api.inferenceservice.traffic import Allocation, Canary, Shadow
@@ -71,12 +71,34 @@ def _fallback_order(spec: InferenceServiceSpec) -> bool:
         ".image",
         lambda predictor: predictor.container is None or predictor.image is not None,
     ),
+    Rule(
+        f"self.inference == 'Remote' || (has(self.model) && self.model.modelFormat in {list(IN_ROUTER)})",
+        f"the router itself runs {', '.join(IN_ROUTER)}: convert the model to ONNX, or set inference: Remote",
+        ".inference",
+        lambda predictor: (
+            predictor.inference == "Remote"
+            or (predictor.model is not None and predictor.model.model_format in IN_ROUTER)
+        ),
+    ),
+    Rule(
+        "!has(self.batching) || (has(self.model) && self.inference == 'Remote')",
+        "batching is for a model in pods of its own: remove batching, or set model and inference: Remote",
+        ".batching",
+        lambda predictor: (
+            predictor.batching is None or (predictor.model is not None and predictor.inference == "Remote")
+        ),
+    ),
 )
 class Predictor(RemoteOptions, PodOptions):
     """The primary model, in pods of its own."""
 
     model: ModelSource | None = None
     """The model to serve."""
+    inference: Literal["Remote", "Local"] = "Remote"
+    """Where the model runs. Remote: in pods of its own, scaled apart. Local: inside the routers, which saves the hop
+    between them; the pods are then those of router, and image, resources, env and replicas here mean nothing."""
+    batching: Batching | None = None
+    """Runs requests that come together as one; by default each runs by itself."""
     container: CustomContainer | None = None
     """A server of your own that speaks the Open Inference Protocol, instead of a model."""
     image: ImageName | None = None
@@ -139,6 +161,12 @@ class Router(PodOptions):
         "a static response never fails, so no step after it is ever asked: put it last",
         ".fallback",
         _fallback_order,
+    ),
+    Rule(
+        "!has(self.canary) || self.predictor.inference == 'Remote'",
+        "a canary stands beside pods of the predictor: set predictor.inference: Remote, or remove canary",
+        ".canary",
+        lambda spec: spec.canary is None or spec.predictor.inference == "Remote",
     ),
 )
 class InferenceServiceSpec(Model):

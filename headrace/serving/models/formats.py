@@ -110,7 +110,7 @@ def recognise(file: Path) -> str:
         return "LightGBM"
     if text.startswith((b'{"learner"', b'{"version"')) or head.startswith(b"{L\x00\x00\x00\x00\x00\x00\x00"):
         return "XGBoost"
-    if text[:5].lower() in (b"<!doc", b"<html"):
+    if text[:14].lower().startswith((b"<!doctype html", b"<html")):
         return "HTML"
     return "PMML" if b"<PMML" in head else ""
 

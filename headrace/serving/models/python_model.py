@@ -1,7 +1,7 @@
 """A predictor that somebody wrote in Python: a class with `load` and `predict`, in a file of theirs.
 
     class Predictor:
-        inputs = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]      # optional: checked, and told to clients
+        inputs = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]      # optional: requests are checked by it
         outputs = [{"name": "length", "datatype": "INT64", "shape": [-1]}]
 
         def load(self, folder):           # optional; pathlib.Path of the model's files, None where it has none
@@ -66,10 +66,13 @@ class PythonModel:
         self._predict: Callable[[dict[str, Array]], Any] = predict
         self.inputs = _specs(f"{file.name}: {name}.inputs", getattr(predictor, "inputs", ()))
         self.outputs = _specs(f"{file.name}: {name}.outputs", getattr(predictor, "outputs", ()))
+        if not self.outputs:
+            example = "outputs = [{'name': 'label', 'datatype': 'INT64', 'shape': [-1]}]"
+            raise ModelError(f"{file.name}: {name} does not say what it gives; declare {example}")
         self.output_names = tuple(spec.name for spec in self.outputs)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
-        """See `Model.run`; with no declared outputs, `outputs` are whatever `predict` gives."""
+        """See `Model.run`."""
         if self.inputs:
             check_inputs(self.inputs, inputs)
         if stop is not None and stop.stopped:

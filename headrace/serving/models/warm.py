@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from headrace.serving.models.base import Model, ModelError, one_line
 from headrace.serving.tensors import DTYPES, Array, RequestError
+
+log = logging.getLogger(__name__)
 
 
 def warm(model: Model) -> None:
@@ -32,3 +36,4 @@ def warm(model: Model) -> None:
     except Exception as error:
         if all(size >= 0 for spec in model.inputs for size in spec.shape):
             raise ModelError(f"fails on an input of zeros: {one_line(error)}") from error
+        log.info("the model does not take an input of zeros", extra={"fields": {"reason": one_line(error)}})

@@ -164,3 +164,47 @@ def test_the_secret_that_the_spec_names_wins_over_the_job_s() -> None:
     assert resolved.spec.predictor.model is not None
     assert resolved.spec.predictor.model.secret_ref is not None
     assert resolved.spec.predictor.model.secret_ref.name == "mine"
+
+
+LOCAL: Manifest = {"inference": "Local", "model": {"storageUri": "s3://models/large", "secretRef": {"name": "lake"}}}
+
+
+def names(of: InferenceService, cluster: Cluster) -> set[str]:
+    cluster.take(plan.plan(of, gather(of, cluster), SETTINGS, NOW))
+    kinds = {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}
+    return {f"{type_.kind}/{key.name}" for type_, key in cluster.objects if type_.kind in kinds}
+
+
+def test_a_local_model_is_in_the_routers_and_has_no_pods() -> None:
+    of = service(predictor=LOCAL, fallback=[STATIC])
+    assert names(of, Cluster()) == {
+        f"{kind}/digits" for kind in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy")
+    }
+    made = builders.chain(of, SETTINGS).predictor
+    assert made.model is not None
+    assert made.model.storage_uri == "s3://models/large"
+    spec = pod_template(builders.router(of, SETTINGS, "chain"))["spec"]
+    mounted = {item["mountPath"] for item in spec["containers"][0]["volumeMounts"]}
+    assert "/etc/headrace/credentials/lake" in mounted
+    status = plan.plan(of, gather(of, Cluster()), SETTINGS, NOW).status
+    assert status is not None
+    assert status["predictor"]["summary"] == "0/0"
+    ready = {item["type"]: (item["status"], item["reason"]) for item in status["conditions"]}
+    assert ready["PredictorReady"] == ("True", "InsideRouter")
+
+
+def test_predictors_stay_until_routers_with_the_model_are_everywhere() -> None:
+    cluster = Cluster()
+    remote = service(fallback=[STATIC])
+    names(remote, cluster)
+    cluster.deploy(remote, "router")
+    cluster.deploy(remote, "predictor")
+    local = service(predictor=LOCAL, fallback=[STATIC], generation=2)
+    assert "Deployment/digits-predictor" in names(local, cluster)
+    cluster.deploy(local, "router")
+    assert "Deployment/digits-predictor" not in names(local, cluster)
+
+
+def test_batching_is_told_to_the_predictor() -> None:
+    command = pod(service(predictor={"batching": {"maxSize": 16}}))["containers"][0]["command"]
+    assert command[command.index("--batch-size") :][:4] == ["--batch-size", "16", "--batch-latency", "5ms"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from headrace.api.trainingjob import Evaluation, Registry
+from headrace.mlflow import Client, RegistryError
 from headrace.storage import Store
 from headrace.training.agent.causes import Failure, first_cause
 from headrace.training.environment import Environment
@@ -18,7 +19,6 @@ from headrace.training.errors import EXIT_GATE_NOT_MET, GateNotMet
 from headrace.training.export import Layer, classifier_to_onnx
 from headrace.training.model_card import data_version, git_commit, signature
 from headrace.training.output import check, publish, unknown_metric
-from headrace.training.registry import Client, RegistryError
 
 ONNX = classifier_to_onnx(
     np.zeros(4, np.float32), np.ones(4, np.float32), [Layer(np.ones((3, 4), np.float32), np.zeros(3, np.float32))]
@@ -81,7 +81,7 @@ def test_the_commit_is_found_from_inside_a_repository(tmp_path: Path) -> None:
 
 
 def test_a_model_is_there_though_the_registry_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.training.registry.ATTEMPTS", 1)
+    monkeypatch.setattr("headrace.mlflow.ATTEMPTS", 1)
     registry = Registry(tracking_uri="http://127.0.0.1:1", model="digits")
     environment = Environment(job="digits", registry=registry)
     uri, registered = publish(

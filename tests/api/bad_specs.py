@@ -26,6 +26,7 @@ GOOD_SERVICE: Manifest = {
         ],
     },
 }
+GIT = {"repo": "https://git.example/team/models.git", "path": "serve.py"}
 STATIC = GOOD_SERVICE["spec"]["fallback"][1]["static"]
 MODEL = {"storageUri": "s3://models/x"}
 
@@ -603,8 +604,48 @@ JOBS: tuple[Bad, ...] = (
 
 SERVICES: tuple[Bad, ...] = (
     service("no predictor", {"predictor": None}, "spec.predictor", "Required value"),
-    predictor("no model", {"model": None}, "model", "Required value"),
-    predictor("no address", {"model": {"storageUri": None}}, "model.storageUri", "Required value"),
+    service("no model", {"predictor": {"model": None}}, "spec.predictor", "set exactly one of model and container"),
+    predictor(
+        "no address", {"model": {"storageUri": None}}, "model", "exactly one of storageUri, registry and trainin"
+    ),
+    predictor(
+        "two addresses",
+        {"model": {"trainingJobRef": {"name": "x"}}},
+        "model",
+        "exactly one of storageUri, registry and",
+    ),
+    predictor("Python without code", {"model": {"modelFormat": "Python"}}, "model.code", "Python needs code"),
+    predictor(
+        "code of two places",
+        {"model": {"modelFormat": "Python", "code": {"configMap": {"name": "x", "key": "x.py"}, "git": GIT}}},
+        "model.code",
+        "set exactly one of configMap and git",
+    ),
+    predictor("trusted types of ONNX", {"model": {"trustedTypes": ["a.B"]}}, "model.trustedTypes", "leave them out"),
+    predictor(
+        "registry without version",
+        {"model": {"storageUri": None, "registry": {"trackingUri": "http://mlflow", "model": "m"}}},
+        "model.registry",
+        "set exactly one of version and alias",
+    ),
+    predictor(
+        "container without image", {"model": None, "container": {}}, "image", "in an image of your own: set image"
+    ),
+    predictor(
+        "PyTorch in the router",
+        {"inference": "Local", "model": {"modelFormat": "PyTorch"}},
+        "inference",
+        "convert the model to ONNX, or set inference: Remote",
+    ),
+    predictor(
+        "batching in the router", {"inference": "Local", "batching": {}}, "batching", "for a model in pods of its own"
+    ),
+    service(
+        "fallback of PMML",
+        {"fallback": [{"name": "x", "model": {"storageUri": "s3://m/x", "modelFormat": "PMML"}}]},
+        "spec.fallback[0].model",
+        "a fallback model runs inside the router",
+    ),
     predictor("model by http", {"model": {"storageUri": "https://x/y"}}, "model.storageUri", STORAGE),
     predictor("pickled model", {"model": {"modelFormat": "Pickle"}}, "model.modelFormat", 'supported values: "ONNX"'),
     predictor("no replicas", {"minReplicas": 0}, "minReplicas", "greater than or equal to 1"),

@@ -33,7 +33,7 @@ from headrace.api.inferenceservice import Predictor
 from headrace.api.inferenceservice.traffic import ArmStatus, Canary, CanaryStatus
 from headrace.api.meta import parse_duration
 
-OVERRIDES = ("model", "resources", "env")
+OVERRIDES = ("model", "image", "resources", "env")
 """Fields of the predictor that a canary may change."""
 HOPELESS = frozenset({"ModelLoadFailed", "ConfigurationFailed", ROLLOUT_STALLED})
 """Problems of its pods that will not pass by themselves."""

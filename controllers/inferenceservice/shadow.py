@@ -22,7 +22,9 @@ FIRST = timedelta(seconds=5)
 def predictor(of: Predictor, shadow: Shadow) -> Predictor:
     """The predictor as the shadow would have it."""
     names = ("model", "resources", "env", "timeout", "max_concurrency")
-    return of.model_copy(update={name: value for name in names if (value := getattr(shadow, name)) is not None})
+    changes = {name: value for name in names if (value := getattr(shadow, name)) is not None}
+    # Its pods are its own, wherever the primary's model runs.
+    return of.model_copy(update={**changes, "inference": "Remote"})
 
 
 def status(

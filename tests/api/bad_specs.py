@@ -763,7 +763,10 @@ SERVICES: tuple[Bad, ...] = (
         metadata={"name": "a.b"},
     ),
     service(
-        "canary that changes nothing", {"canary": {"minReplicas": 2}}, "spec.canary", "set model, resources or env"
+        "canary that changes nothing",
+        {"canary": {"minReplicas": 2}},
+        "spec.canary",
+        "set model, image, resources or env",
     ),
     fallback(
         "step named like the canary", [{"name": "canary", "static": STATIC}], "spec.fallback", "give the fallback step"
@@ -782,6 +785,12 @@ SERVICES: tuple[Bad, ...] = (
     service("a tolerance below zero", {"shadow": {"model": MODEL, "tolerance": {"absolute": -1}}}, "", "equal to 0"),
     service("a shadow of nothing", {"shadow": {"percent": 10}}, "spec.shadow.model", "Required value"),
     service("no time for all", {"timeout": "0s"}, "spec.timeout", "above zero"),
+    service(
+        "a shadow's model beside a container",
+        {"predictor": {"model": None, "container": {}, "image": "x"}, "shadow": {"model": MODEL}},
+        "spec.predictor",
+        "set predictor.model",
+    ),
     canary("steps that fall", {"steps": [{"percent": 50}, {"percent": 5}]}, "steps", "percents of steps must ascend"),
     canary("the same step twice", {"steps": [{"percent": 5}, {"percent": 5}]}, "steps[1]", "Duplicate value"),
     canary("more than all requests", {"steps": [{"percent": 101}]}, "steps[0].percent", "less than or equal to 100"),

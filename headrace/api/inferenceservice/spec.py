@@ -168,6 +168,15 @@ class Router(PodOptions):
         ".canary",
         lambda spec: spec.canary is None or spec.predictor.inference == "Remote",
     ),
+    Rule(
+        "has(self.predictor.model) || !has(self.shadow) && !(has(self.canary) && has(self.canary.model))",
+        "a canary's or a shadow's model stands beside a model of the predictor: set predictor.model, or canary.image",
+        ".predictor",
+        lambda spec: (
+            spec.predictor.model is not None
+            or (spec.shadow is None and (spec.canary is None or spec.canary.model is None))
+        ),
+    ),
 )
 class InferenceServiceSpec(Model):
     """The primary model, what answers in its place, and the pods in front."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from headrace.api.inferenceservice.model import ModelSource
 from headrace.api.meta import EnvVar, Resources
-from headrace.api.schema import Model, PositiveDuration, Rule, list_map, remedy, rules
+from headrace.api.schema import ImageName, Model, PositiveDuration, Rule, list_map, remedy, rules
 
 CanaryPhase = Literal["Starting", "Progressing", "Promoting", "Promoted", "RolledBack"]
 _HEADER = r"^[A-Za-z0-9][A-Za-z0-9-]*$"
@@ -70,9 +70,9 @@ def _default_steps() -> list[CanaryStep]:
 
 @rules(
     Rule(
-        "has(self.model) || has(self.resources) || has(self.env)",
-        "a canary that changes nothing: set model, resources or env",
-        check=lambda canary: any((canary.model, canary.resources, canary.env)),
+        "has(self.model) || has(self.image) || has(self.resources) || has(self.env)",
+        "a canary that changes nothing: set model, image, resources or env",
+        check=lambda canary: any((canary.model, canary.image, canary.resources, canary.env)),
     ),
     Rule(
         "!has(self.steps) || self.steps.map(s, s.percent).isSorted()",
@@ -87,6 +87,8 @@ class Canary(Model):
 
     model: ModelSource | None = None
     """The new model; by default the predictor's."""
+    image: ImageName | None = None
+    """Image in place of the predictor's."""
     resources: Resources | None = None
     """Compute resources in place of the predictor's."""
     env: Annotated[list[EnvVar], Field(max_length=256, json_schema_extra=list_map("name"))] | None = None

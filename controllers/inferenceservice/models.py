@@ -9,7 +9,7 @@ from controllers.runtime.errors import WaitError
 from controllers.runtime.objects import Manifest, ObjectType
 from headrace.api import InferenceService
 from headrace.api.chain import PREDICTOR
-from headrace.api.inferenceservice import ModelSource, ResolvedModel
+from headrace.api.inferenceservice import InferenceServiceSpec, ModelSource, ResolvedModel
 from headrace.api.meta import LocalReference
 from headrace.api.routing import CANARY, SHADOW
 
@@ -58,6 +58,13 @@ def sources(service: InferenceService) -> Iterator[tuple[str, ModelSource]]:
             yield step.name, step.model
 
 
+def only(spec: InferenceServiceSpec, part: str) -> InferenceServiceSpec:
+    """The spec without any model but that of its canary or its shadow."""
+    other = {"canary": "shadow", "shadow": "canary"}[part]
+    bare = spec.predictor.model_copy(update={"model": None})
+    return spec.model_copy(update={"predictor": bare, "fallback": [], other: None})
+
+
 def resolve(
     service: InferenceService, jobs: Mapping[str, Manifest]
 ) -> tuple[InferenceService, tuple[ResolvedModel, ...]]:
@@ -99,7 +106,7 @@ def resolve(
 
 
 def _model_of(step: str, name: str, job: Manifest | None, generation: int) -> ResolvedModel:
-    field = "predictor.model" if step == PREDICTOR else f"the fallback step {step}"
+    field = f"{step}.model" if step in (PREDICTOR, CANARY, SHADOW) else f"the fallback step {step}"
     if job is None:
         raise WaitError(
             "TrainingJobNotFound",

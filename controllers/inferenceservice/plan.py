@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,6 +27,7 @@ from controllers.inferenceservice.rules import (
 from controllers.inferenceservice.steps import merge
 from controllers.inferenceservice.traffic import Beside
 from controllers.runtime.conditions import Wanted, conditions
+from controllers.runtime.errors import WaitError
 from controllers.runtime.namespace import STORAGE_SECRET, namespace_objects
 from controllers.runtime.objects import COMPONENT, CONFIG_MAP, DEPLOYMENT, HPA, SERVICE, Manifest, key_of
 from controllers.runtime.plan import Apply, Delete, Plan
@@ -35,7 +36,10 @@ from controllers.runtime.settings import Settings
 from controllers.runtime.workload import Workload, pod_template, server, template_hash
 from headrace.api import InferenceService
 from headrace.api.chain import PREDICTOR
+from headrace.api.inferenceservice import ResolvedModel
 
+LOOK_FOR_JOB = timedelta(seconds=30)
+"""Pause before the next look while a canary or a shadow waits for a TrainingJob."""
 LOOK_FOR_SECRET = timedelta(seconds=10)
 """Pause before the next look while pods say that the default storage's Secret is gone: nothing tells that it came."""
 
@@ -52,7 +56,7 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
     """What to do about the service."""
     if service.metadata.deletion_timestamp is not None:
         return Plan()  # the children go with it
-    service, pins = models.resolve(service, observed.jobs)
+    service, pins, waiting = _resolved(service, observed.jobs)
     beside = traffic.plan(service, observed, settings, now, _predictors(service, observed.predictor))
     service = beside.service
     chain = builders.chain_config_map(service, settings)
@@ -66,6 +70,7 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
     status, requeue_after = _status(service, observed, settings, order, beside, now)
     if pins:
         status["models"] = [pin.manifest() for pin in pins]
+    status |= waiting
     every_pod = (*observed.router.pods, *observed.predictor.pods, *observed.canary.pods, *observed.shadow.pods)
     lost = any(lacks_secret(pod, STORAGE_SECRET) for pod in every_pod)
     return Plan(
@@ -76,10 +81,33 @@ def plan(service: InferenceService, observed: Observed, settings: Settings, now:
         deletes=_unwanted(observed, wanted, rolling=order.router.rolling or order.router.part.deployment is None),
         status=status,
         events=(*transitions(service.status, status), *beside.events),
-        requeue_after=_soonest([requeue_after, beside.requeue_after, LOOK_FOR_SECRET if lost else None]),
+        requeue_after=_soonest(
+            [requeue_after, beside.requeue_after, LOOK_FOR_SECRET if lost else None, LOOK_FOR_JOB if waiting else None]
+        ),
         annotates=beside.annotates,
         labels={"answering": status["answering"]},
     )
+
+
+def _resolved(
+    service: InferenceService, jobs: Mapping[str, Manifest]
+) -> tuple[InferenceService, tuple[ResolvedModel, ...], dict[str, Any]]:
+    """The service with the models of TrainingJobs found, and the status of what waits for one.
+
+    A canary or a shadow whose job has not succeeded is left out until it has: the service goes on without it.
+
+    Raises:
+        WaitError: the predictor or a fallback step waits.
+    """
+    waiting: dict[str, Any] = {}
+    for part in ("canary", "shadow"):
+        alone = service.model_copy(update={"spec": models.only(service.spec, part)})
+        try:
+            models.resolve(alone, jobs)
+        except WaitError as error:
+            service = service.model_copy(update={"spec": service.spec.model_copy(update={part: None})})
+            waiting[part] = traffic.waits(part, error.message)
+    return (*models.resolve(service, jobs), waiting)
 
 
 def _predictors(service: InferenceService, part: Part) -> int:

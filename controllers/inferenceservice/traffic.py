@@ -200,6 +200,13 @@ def _shadow_route(service: InferenceService, settings: Settings) -> ShadowRoute:
     return found.model_copy(update={"revision": content_hash([found.manifest(), model])})
 
 
+def waits(part: str, why: str) -> dict[str, Any]:
+    """The status of a canary or a shadow whose model is not there yet."""
+    if part == CANARY:
+        return CanaryStatus(phase="Starting", summary="Starting", message=why).manifest()
+    return ShadowStatus(summary="0/0", problem=why).manifest()
+
+
 def _with(service: InferenceService, predictor: Predictor) -> InferenceService:
     return service.model_copy(update={"spec": service.spec.model_copy(update={"predictor": predictor})})
 

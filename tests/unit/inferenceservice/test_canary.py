@@ -308,6 +308,20 @@ def test_removing_the_canary_takes_it_away() -> None:
     assert world.state is None
 
 
+@pytest.mark.parametrize("part", ["canary", "shadow"])
+def test_the_service_does_not_wait_for_the_job_that_trains_its_canary_or_shadow(part: str) -> None:
+    of = canary_service(canary=None)
+    spec = of.spec.manifest() | {part: {"model": {"trainingJobRef": {"name": "train"}}}}
+    world = World(InferenceService.model_validate(of.manifest() | {"spec": spec}))
+    found = world.plan()
+    assert condition(found)["status"] == "True"
+    assert world.deployments == {"digits", "digits-predictor"}
+    assert found.status is not None
+    words = found.status[part]["message" if part == "canary" else "problem"]
+    assert f"{part}.model names the TrainingJob train, which does not exist" in words
+    assert found.requeue_after == timedelta(seconds=30)
+
+
 def test_a_new_router_pod_is_told_too() -> None:
     world = World()
     world.begin()

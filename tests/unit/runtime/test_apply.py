@@ -10,8 +10,8 @@ from controllers.runtime.apply import REAPPLY_AFTER, Applier, Gone, desired, typ
 from controllers.runtime.cache import CacheSet
 from controllers.runtime.client import NO_ANSWER, ApiError
 from controllers.runtime.errors import ReconcileError, RetryError, TerminalError, WaitError
-from controllers.runtime.objects import CONFIG_MAP, SECRET, Key, Manifest
-from controllers.runtime.plan import Apply
+from controllers.runtime.objects import CONFIG_MAP, POD, SECRET, Key, Manifest
+from controllers.runtime.plan import Annotate, Apply
 
 OWNER: Manifest = {
     "apiVersion": "headrace.dev/v1alpha1",
@@ -25,10 +25,12 @@ class Api:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
+        self.bodies: list[Any] = []
         self.error: ApiError | None = None
 
     async def request(self, method: str, path: str, *, body: Any = None, **_: Any) -> dict[str, Any]:
         self.sent.append((method, path))
+        self.bodies.append(body)
         if self.error is not None:
             raise self.error
         return dict(body)
@@ -74,6 +76,24 @@ async def test_a_write_that_failed_is_not_remembered_as_done() -> None:
         await fixture.applier.apply(OWNER, [SHARED])
     fixture.api.error = None
     assert await fixture.applier.apply(OWNER, [SHARED]) == 1
+
+
+TOLD = Annotate(POD, Key("ml", "router"), "u-9", {"headrace.dev/traffic": "{}", "old": None})
+
+
+async def test_an_annotation_is_patched_on_the_object_with_this_uid_and_one_that_has_gone_is_no_error() -> None:
+    fixture = Fixture()
+    fixture.api.error = ApiError(404, "NotFound", 'pods "router" not found')
+    assert await fixture.applier.annotate(OWNER, [TOLD]) == 1
+    fixture.api.error = ApiError(409, "Conflict", "Precondition failed: UID in precondition: u-9, UID in object: u-10")
+    assert await fixture.applier.annotate(OWNER, [TOLD]) == 1
+    fixture.api.error = ApiError(500, "InternalError", "no")
+    with pytest.raises(RetryError):
+        await fixture.applier.annotate(OWNER, [TOLD])
+    assert fixture.api.sent == [("PATCH", "/api/v1/namespaces/ml/pods/router")] * 3
+    assert fixture.api.bodies[0] == {
+        "metadata": {"uid": "u-9", "annotations": {"headrace.dev/traffic": "{}", "old": None}}
+    }
 
 
 async def test_a_namespace_on_its_way_out_ends_the_reconcile_quietly() -> None:

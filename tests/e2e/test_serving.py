@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import socket
 import urllib.request
 from collections.abc import Iterator
 
@@ -109,6 +111,63 @@ def test_wrong_input_is_named(kube: Kube, service: Manifest) -> None:
     assert "input" in message
     assert "63" in message
     assert "64" in message
+
+
+def exchange(port: int, *pieces: bytes) -> bytes:
+    """What comes back on a connection of its own; the last piece may be the beginning of what never comes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_bad_input_is_refused_by_name_and_leaves_nothing_behind(kube: Kube, service: Manifest) -> None:
+    path = f"/v2/models/{SERVICE}/infer".encode()
+
+    def post(body: bytes, *headers: bytes, size: int | None = None) -> bytes:
+        lines = [
+            b"POST %s HTTP/1.1" % path,
+            b"Host: e2e",
+            b"Connection: close",
+            b"Content-Length: %d" % (size or len(body)),
+            *headers,
+        ]
+        return b"\r\n".join([*lines, b"", body])
+
+    def tensor(data: str, **changes: object) -> bytes:
+        fields = {"name": "input", "shape": [1, 64], "datatype": "FP32", **changes}
+        return json.dumps({"inputs": [{**fields, "data": "DATA"}]}).replace('"DATA"', data).encode()
+
+    row = json.dumps([0.0] * 64)
+    binary = json.dumps(
+        {"inputs": [{"name": "input", "shape": [1, 64], "datatype": "FP32", "parameters": {"binary_data_size": 256}}]}
+    ).encode()
+    length = b"Inference-Header-Content-Length: %d" % len(binary)
+    cases = {
+        "NaN": (post(tensor(row.replace("0.0]", "NaN]"))), b" 400 ", [b"'input'", b"NaN"]),
+        "shape": (post(tensor(row, shape=[64, 1])), b" 400 ", [b"'input'", b"[-1, 64]", b"[64, 1]"]),
+        "datatype": (post(tensor(row, datatype="FP64")), b" 400 ", [b"expected datatype FP32, found FP64"]),
+        "half a tensor": (
+            post(binary + b"\0" * 128, length),
+            b" 400 ",
+            [b"is 256, the body has 128"],
+        ),
+        "huge": (post(b"", size=2**30), b" 413 ", [b"67108864 bytes"]),
+        "no HTTP": (b"\x16\x03\x01\x02\x00 hello", b" 400 ", [b"no HTTP request"]),
+        "slow": (post(b'{"inputs":', size=1000), b" 408 ", [b"within 30 s"]),
+    }
+    with kube.forward(f"service/{SERVICE}", 80) as port, concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
+        answers = {name: pool.submit(exchange, port, sent) for name, (sent, _, _) in cases.items()}
+        good = exchange(port, post(binary + b"\0" * 256, length))
+        assert b" 200 " in good.split(b"\r\n", 1)[0], "well-formed binary data is answered meanwhile"
+        for name, (_, status, words) in cases.items():
+            answer = answers[name].result(timeout=60)
+            assert status in answer.split(b"\r\n", 1)[0], (name, answer)
+            for word in words:
+                assert word in answer, (name, answer)
+        metrics = exchange(port, b"GET /metrics HTTP/1.1\r\nHost: e2e\r\nConnection: close\r\n\r\n").decode()
+        assert f'headrace_inference_breaker_state{{service="{SERVICE}",step="predictor"}} 0.0' in metrics
+    assert is_true(kube.get("inferenceservice", SERVICE), "Ready")
 
 
 def test_replicas_are_spread_over_zones_and_guarded(kube: Kube, service: Manifest) -> None:

@@ -193,12 +193,26 @@ def _is_rate(run: Run) -> bool:
 
 
 def same_for(job: TrainingJob) -> Status | None:
-    """The status of an ended job for a newer generation of its spec, which changes nothing any more."""
+    """The status of an ended job for a newer generation of its spec, which changes nothing any more.
+
+    While a release is upgraded, the operator of the release before meets fields in the spec that it does not know and
+    says so (InvalidSpec); what the job came to is in its other conditions still.
+    """
     status = job.status
-    if status is None or status.observed_generation == job.metadata.generation:
+    if status is None:
         return None
-    generation = job.metadata.generation
-    seen = [item.model_copy(update={"observed_generation": generation}) for item in status.conditions]
+    generation, conditions = job.metadata.generation, list(status.conditions)
+    ready = condition_of(status, "Ready")
+    end = next((item for item in conditions if item.type in ("Succeeded", "Failed") and item.status == "True"), None)
+    misread = ready is not None and ready.reason == "InvalidSpec" and end is not None
+    if status.observed_generation == generation and not misread:
+        return None
+    if misread and ready is not None and end is not None:
+        verdict = "True" if end.type == "Succeeded" else "False"
+        said = {"status": verdict, "reason": end.reason, "message": end.message}
+        said["last_transition_time"] = end.last_transition_time
+        conditions[conditions.index(ready)] = ready.model_copy(update=said)
+    seen = [item.model_copy(update={"observed_generation": generation}) for item in conditions]
     return status.model_copy(update={"observed_generation": generation, "conditions": seen}).manifest()
 
 

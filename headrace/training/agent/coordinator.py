@@ -133,6 +133,8 @@ class Coordinator:
         self._slow_since: dict[int, float] = {}
         self.links: list[Link] = []
         """The ring as it was measured."""
+        self.dead_links = ""
+        """Those that carry nothing, in words, while no round begins for them."""
         self.slow_links = ""
         """Those of them that are slow, in words."""
         self._probes: dict[int, Link | None] = {}
@@ -343,18 +345,15 @@ class Coordinator:
         settings = self._settings.preflight
         assert settings is not None
         self.slow_links = slow(self.links, settings)
-        trouble = dead(self.links)
-        if trouble:
-            self.last = Cause("LinkDead", trouble, code=EXIT_LINK)
+        self.dead_links = dead(self.links)
+        if self.dead_links:
             self._dead_since = now if self._dead_since is None else self._dead_since
             if now - self._dead_since >= settings.timeout:
-                self._end(self.last)
+                self._end(Cause("LinkDead", self.dead_links, code=EXIT_LINK))
                 return
             self.phase, self._since, self._not_before = Phase.GATHERING, now, now + PROBE_AGAIN
             return
         self._dead_since = None
-        if self.last is not None and self.last.reason == "LinkDead":
-            self.last = None
         if self.slow_links and settings.fail:
             self._end(Cause("LinkSlow", self.slow_links, code=EXIT_LINK))
             return
@@ -455,6 +454,7 @@ class Coordinator:
             self._hang_since = now
         elif now - self._hang_since >= CONFIRM_HANG:
             self.hangs += 1
+            self._measured = set()  # the network may be what hangs
             age = max(float(beat.get("age", 0)) for beat in overdue)
             self._mark_end(now - age)
             self._stop(self._culprit(age, now), now, dump=True)

@@ -362,7 +362,9 @@ class Agent:
             ]
         if coordinator.slow_links:
             facts["slowLinks"] = coordinator.slow_links[:800]
-        if coordinator.last is not None:
+        if coordinator.dead_links:
+            facts["reason"], facts["message"] = "LinkDead", coordinator.dead_links[:600]
+        elif coordinator.last is not None:
             facts["reason"], facts["message"] = coordinator.last.reason, coordinator.last.message[:600]
         if coordinator.recovered is not None:
             facts["recovered"] = coordinator.recovered

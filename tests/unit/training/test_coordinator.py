@@ -322,14 +322,13 @@ def test_a_dead_link_is_named_and_the_round_begins_once_it_works() -> None:
     group.say(1, "probed", problem="10.0.0.2:29401 does not answer within 5 s")
     assert group.phase() is Phase.GATHERING
     assert group.coordinator.round == 0
-    assert group.coordinator.last is not None
-    assert "from worker 1 (node n1, zone b) to worker 2 (node n2, zone c)" in group.coordinator.last.message
+    assert "from worker 1 (node n1, zone b) to worker 2 (node n2, zone c)" in group.coordinator.dead_links
     group.wait(PROBE_AGAIN + 0.4)
     assert group.phase() is Phase.PROBING
     for index in range(3):
         group.say(index, "probed", roundTrip=0.001, bandwidth=1e9)
     assert group.phase() is Phase.RUNNING
-    assert group.coordinator.last is None
+    assert not group.coordinator.dead_links
 
 
 def test_a_link_that_stays_dead_ends_the_job_in_time() -> None:
@@ -364,5 +363,13 @@ def test_an_agent_that_measures_nothing_counts_as_dead() -> None:
     group = probing()
     group.say(0, "probed", roundTrip=0.001, bandwidth=1e9).say(2, "probed", roundTrip=0.001, bandwidth=1e9)
     group.wait(PROBE_TIME + 0.4)
-    assert group.coordinator.last is not None
-    assert group.coordinator.last.reason == "LinkDead"
+    assert "did not measure it in time" in group.coordinator.dead_links
+
+
+def test_links_are_measured_again_after_a_hang() -> None:
+    group = probing()
+    for index in range(3):
+        group.say(index, "probed", roundTrip=0.001, bandwidth=1e9)
+    group.say(1, "beats", beats=[{"rank": 1, "step": 3, "overdue": True, "age": 9.0}]).wait(2)
+    assert cause(group) == ("WorkerHung", True)
+    assert group.phase() is Phase.PROBING

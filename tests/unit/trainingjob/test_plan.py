@@ -425,6 +425,21 @@ def test_an_ended_job_follows_the_generation_of_its_spec() -> None:
     assert not plan.applies
 
 
+def test_an_ended_job_that_an_older_operator_misread_during_an_upgrade_says_again_what_it_came_to() -> None:
+    done = with_status(under_way(), planned(under_way(), pods(*[lambda item: ended(item, 0)] * 3)).status)
+    assert done.status is not None
+    misread = [
+        item.model_copy(update={"status": "False", "reason": "InvalidSpec", "message": "Extra inputs"})
+        if item.type == "Ready"
+        else item
+        for item in done.status.conditions
+    ]
+    there = done.model_copy(update={"status": done.status.model_copy(update={"conditions": misread})})
+    plan = planned(there, [])
+    assert condition(plan, "Ready") == {**condition(plan, "Succeeded"), "type": "Ready"}
+    assert planned(with_status(there, plan.status), []).status is None
+
+
 def test_events_fit_the_api() -> None:
     """events.k8s.io/v1: a note is at most 1024 bytes."""
     hurt = pods(running, lambda item: ended(item, 1, message="ü" * 3000), running)

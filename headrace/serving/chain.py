@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -146,8 +147,10 @@ class Chain:
         self._reserves = tuple(sum(later.reserve for later in self.steps[i + 1 :]) for i in range(len(self.steps)))
 
     def after(self, first: Guarded) -> Chain:
-        """This chain with another step before it."""
-        return Chain((first, *self.steps), self._clock, self._timeout)
+        """This chain with another step before it, which leaves half of a deadline to the steps that were there."""
+        made = Chain((first, *self.steps), self._clock, self._timeout)
+        made._reserves = (math.inf, *self._reserves)
+        return made
 
     async def ask(self, query: Query, deadline: float | None = None) -> Result:
         """Ask the steps in order, all of them within `deadline` (loop time)."""

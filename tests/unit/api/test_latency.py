@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from headrace.api.chain import RouterReport
+from headrace.api.counts import ArmCounts, ShadowCounts, TrafficReport
+from headrace.api.inferenceservice import StepStatus
 from headrace.api.latency import BUCKETS, bucket, quantile, upper_end
 
 
@@ -24,6 +28,17 @@ def test_counts_of_two_routers_add_up() -> None:
     one, two = Counter({bucket(0.010): 99}), Counter({bucket(1.0): 1})
     assert quantile(one + two, 0.99) == upper_end(bucket(0.010))
     assert quantile(one + two, 1.0) == upper_end(bucket(1.0))
+
+
+def test_the_longest_report_fits_in_an_annotation() -> None:
+    latency = dict.fromkeys(range(BUCKETS), 10**9)
+    arm = ArmCounts(requests=10**9, errors=10**9, fallbacks=10**9, latency=latency)
+    shadow = ShadowCounts(revision="r", example="x" * 200, primary_latency=latency, shadow_latency=latency)
+    steps = [StepStatus(name="s" * 63, state="NotReady", reason="r" * 300)] * 9
+    traffic = TrafficReport(revision="r" * 16, stable=arm, canary=arm, shadow=shadow)
+    report = RouterReport(answering="predictor", steps=steps, traffic=traffic)
+    # The chart's policy on reports allows as many bytes.
+    assert len(json.dumps(report.manifest(), separators=(",", ":"))) < 32768
 
 
 def test_nothing_counted_and_the_ends() -> None:

@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from headrace.api.counts import TrafficReport
 from headrace.api.routing import Traffic
 from tests.unit.serving import fakes
+from tests.unit.serving.test_grpc import calling, raw_request
 from tests.unit.serving.test_router import STATIC, Running, running
 from tests.unit.serving.waiting import until
 
@@ -46,7 +48,7 @@ async def split(
     file = tmp_path / "traffic.json"
     async with fakes.replicas(stable, canary) as [one, two]:
         by_host = {"demo-predictor.ns.svc": [one.host], "demo-canary.ns.svc": [two.host]}
-        async with running([one], STATIC, by_host=by_host, traffic=file) as router:
+        async with running([one], STATIC, by_host=by_host, traffic=file, grpc=True) as router:
             yield router, Split(file, two.port), one, two
 
 
@@ -94,6 +96,19 @@ async def test_requests_are_dealt_by_percent_and_a_unit_stays_where_it_is(tmp_pa
         assert 'headrace_inference_arm_requests_total{arm="canary",outcome="ok",service="demo",step="canary"}' in text
         assert 'headrace_inference_breaker_state{service="demo",step="canary"} 0.0' in text
         assert 'headrace_inference_arm_percent{arm="canary",service="demo"} 60.0' in text
+
+
+async def test_a_unit_is_in_the_same_arm_by_rest_and_by_grpc(tmp_path: Path) -> None:
+    async with split(tmp_path, fakes.answer, fakes.answer) as (router, word, _, _), calling(router.grpc_port) as infer:
+        await taken(router, word.tell(50, unitHeader="X-User-Id"))
+        found = set()
+        for unit in map(str, range(12)):
+            call = infer(raw_request(np.ones((1, 4), np.float32), "FP32"), metadata=(("x-user-id", unit),))
+            await call
+            arm = dict(await call.trailing_metadata())["headrace-arm"]
+            assert (await router.infer(x_user_id=unit))[0].headers["headrace-arm"] == arm
+            found.add(arm)
+        assert found == {"stable", "canary"}
 
 
 @pytest.mark.parametrize(

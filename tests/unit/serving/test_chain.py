@@ -213,6 +213,15 @@ async def test_the_chain_has_a_timeout_of_its_own_and_leaves_what_later_steps_re
     assert 0.09 < found[0] < 0.19, "a caller's shorter time goes before; at most half of it is reserved"
 
 
+async def test_a_step_put_before_a_chain_leaves_it_half_of_a_deadline() -> None:
+    clock = asyncio.get_running_loop().time
+    first, second = guarded(Scripted("canary", stall), timeout=30), guarded(Scripted("predictor", ok), timeout=30)
+    begun = clock()
+    result = await chain(second).after(first).ask(QUERY, clock() + 0.4)
+    assert (result.step, result.missed[0].reason) == ("predictor", "timeout")
+    assert 0.19 < clock() - begun < 0.33
+
+
 class TestHedging:
     async def test_a_silent_step_is_hedged_and_the_first_answer_counts(self) -> None:
         first, second = guarded(Scripted("first", stall), timeout=30), guarded(Scripted("second", ok))

@@ -43,6 +43,10 @@ class Arm:
         return quantile(self.latency, q)
 
 
+MOST = 50.0
+"""Percent of its requests that other steps answered above which a canary does not pass, however the stable model does."""
+
+
 class Verdict(NamedTuple):
     """What a check came to, and its figures in words."""
 
@@ -128,6 +132,12 @@ def judge(analysis: CanaryAnalysis, stable: Arm, canary: Arm) -> Verdict:
         return Verdict("Fail", why)
     if canary.requests < analysis.minimum_requests:
         return Verdict("Waiting", f"{canary.requests} of minimumRequests {analysis.minimum_requests} requests so far")
+    if canary.fallback_rate > MOST:
+        return Verdict(
+            "Waiting",
+            f"other steps answered {canary.fallback_rate:.2f} % of the canary's {canary.requests} requests, and no fewer "
+            "of the stable model's: a comparison of two that do not answer says nothing",
+        )
     p99 = canary.quantile(0.99)
     slow = f", p99 {_ms(p99)}" if p99 is not None else ""
     return Verdict(

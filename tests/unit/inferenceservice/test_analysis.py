@@ -37,6 +37,8 @@ def arm(requests: int, errors: int = 0, fallbacks: int | None = None, seconds: f
         (arm(1000), arm(200, seconds=0.02), {}, "Fail", "is more than maxLatencyIncrease 50 % above"),
         (arm(1000), arm(200, seconds=0.014), {}, "Pass", "p99"),
         (arm(1000), arm(99, seconds=0.02), {}, "Waiting", "99 of"),
+        (arm(1000, fallbacks=900), arm(200, fallbacks=180), {}, "Waiting", "two that do not answer says nothing"),
+        (arm(1000, fallbacks=400), arm(200, fallbacks=80), {}, "Pass", "fallback rate 40.00 %"),
         (arm(9), arm(200, seconds=0.02), {}, "Pass", "p99"),
         (arm(9), arm(200, seconds=0.02), {"max_latency": "15ms"}, "Fail", "is above maxLatency 15ms"),
     ],

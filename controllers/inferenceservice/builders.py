@@ -15,7 +15,7 @@ from controllers.runtime.settings import Settings
 from controllers.runtime.workload import DRAIN, PORT_NAME, Probes, Workload, content_hash
 from headrace.api import InferenceService
 from headrace.api.chain import CHAIN_FILE, GRPC_PORT, HTTP_PORT, PREDICTOR, Chain, RemotePredictor
-from headrace.api.inferenceservice import Batching, ModelSource, RemoteOptions, StepOptions
+from headrace.api.inferenceservice import Batching, ModelSource, RemoteOptions, RequestLog, StepOptions
 from headrace.api.meta import parse_duration
 from headrace.api.routing import TRAFFIC, TRAFFIC_FILE
 
@@ -68,7 +68,17 @@ def chain(service: InferenceService, settings: Settings) -> Chain:
         predictor=remote(service, settings, PREDICTOR),
         timeout=service.spec.timeout,
         fallback=service.spec.fallback,
+        request_log=request_log(service, settings),
     )
+
+
+def request_log(service: InferenceService, settings: Settings) -> RequestLog | None:
+    """What is kept of requests, with the folder."""
+    asked = service.spec.request_log
+    if asked is None or asked.storage_uri is not None:
+        return asked
+    folder = f"{settings.storage.uri}/{service.metadata.namespace}/{service.metadata.name}/requests"
+    return asked.model_copy(update={"storage_uri": folder})
 
 
 def remote(service: InferenceService, settings: Settings, component: str) -> RemotePredictor:
@@ -354,8 +364,11 @@ def autoscaler(service: InferenceService) -> Manifest:
 
 
 def uses_default_storage_in_router(service: InferenceService) -> bool:
-    """Whether a model inside the routers names no Secret of its own."""
-    return any(model.secret_ref is None for model in router_models(service))
+    """Whether a model inside the routers, or the request log, names no Secret of its own."""
+    log = service.spec.request_log
+    return any(model.secret_ref is None for model in router_models(service)) or (
+        log is not None and log.secret_ref is None
+    )
 
 
 def router_models(service: InferenceService) -> list[ModelSource]:
@@ -371,6 +384,7 @@ def _router_secrets(service: InferenceService) -> set[str]:
     models = router_models(service)
     references = [model.secret_ref for model in models]
     references += [model.registry.secret_ref for model in models if model.registry is not None]
+    references += [service.spec.request_log.secret_ref] if service.spec.request_log is not None else []
     return {reference.name for reference in references if reference is not None}
 
 

@@ -142,7 +142,8 @@ def _namespace(service: InferenceService, settings: Settings, *, lost: bool) -> 
         service.metadata.namespace,
         settings,
         account=None in (spec.router.service_account_name, spec.predictor.service_account_name),
-        storage=any(model.secret_ref is None for _, model in models.sources(service)),
+        storage=any(model.secret_ref is None for _, model in models.sources(service))
+        or builders.uses_default_storage_in_router(service),
         lost=lost,
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from headrace.api.counts import TrafficReport
-from headrace.api.inferenceservice import FallbackStep, ModelSource, RemoteOptions, StepStatus
+from headrace.api.inferenceservice import FallbackStep, ModelSource, RemoteOptions, RequestLog, StepStatus
 from headrace.api.schema import DNSLabel, Model, PositiveDuration
 
 PREDICTOR = "predictor"
@@ -50,6 +50,8 @@ class Chain(Model):
     """Time for the whole answer."""
     fallback: list[FallbackStep] = Field(default_factory=list)
     """What is asked after it, in order."""
+    request_log: RequestLog | None = None
+    """What is kept of requests and answers, with the folder."""
 
 
 class RouterReport(Model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from headrace.api.chain import PREDICTOR, REASON_HEADER, STEP_HEADER, RemotePredictor
 from headrace.api.chain import Chain as ChainSpec
 from headrace.api.inferenceservice import FallbackReason, FallbackStep, ModelSource, StepOptions
+from headrace.api.inferenceservice import RequestLog as RequestLogSpec
 from headrace.api.meta import parse_duration
 from headrace.api.routing import ARM_HEADER
 from headrace.serving.breaker import Breaker, State
@@ -26,12 +29,15 @@ from headrace.serving.messages import Query
 from headrace.serving.metrics import RouterMetrics
 from headrace.serving.pool import ModelPool
 from headrace.serving.replicas import PERIOD, Resolve, resolve
+from headrace.serving.request_log import RequestLog
+from headrace.serving.request_table import ParquetSink
 from headrace.serving.server import Response
 from headrace.serving.source import load_model
 from headrace.serving.state import Health, Report
 from headrace.serving.steps import LocalStep, StaticStep
 from headrace.serving.traffic.control import TrafficControl
 from headrace.serving.traffic.upstream import RemoteUpstream
+from headrace.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +125,18 @@ class Router:
         self._fixed = {step.step.name for step in steps if isinstance(step.step, StaticStep)}
         self.metrics.split(lambda: self._traffic.percent)
         self.metrics.watch(lambda: (*steps, *self._traffic.steps))
+        self._log = self._request_log(spec.request_log)
         self._health = Health(steps, loop.time, report, lambda: self._traffic.report)
+
+    def _request_log(self, asked: RequestLogSpec | None) -> RequestLog | None:
+        if asked is None or asked.storage_uri is None:
+            return None
+        secret = self._settings.credentials / asked.secret_ref.name if asked.secret_ref else None
+        # POD_NAME is in every pod; by hand a process has the name of its host.
+        writer = os.environ.get("POD_NAME") or socket.gethostname()
+        folder = asked.storage_uri
+        sink = ParquetSink(self.model_name, lambda: Store.open(folder, secret), writer)
+        return RequestLog(self.model_name, sink, asked.percent, _seconds(asked.interval), self.metrics.registry)
 
     def _guard(self, step: Step, options: StepOptions) -> Guarded:
         name = step.name
@@ -234,6 +251,8 @@ class Router:
             result = await arm.chain.ask(query, deadline)
             self._traffic.answered(arm, result, self._clock() - begun)
             headers = {ARM_HEADER: arm.name, STEP_HEADER: result.step} if result.step else {ARM_HEADER: arm.name}
+        if self._log is not None:
+            self._log.offer(query, result.reply, result.step, arm.name if arm else "", self._clock() - begun)
         if result.missed:
             headers[REASON_HEADER] = ",".join(f"{miss.step}={miss.reason.value}" for miss in result.missed)
         if result.reply is None:
@@ -256,6 +275,7 @@ class Router:
             self._traffic.run(),
             self._health.run(self._settings.period, self._primary.probe),
             *(step.keep_loading(_pause) for step in self._locals),
+            *([self._log.run()] if self._log is not None else []),
         ]
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from headrace.api.inferenceservice.options import (
     RemoteOptions,
     StepOptions,
 )
+from headrace.api.inferenceservice.request_log import RequestLog
 from headrace.api.inferenceservice.spec import CustomContainer, FallbackStep, InferenceServiceSpec, Predictor, Router
 from headrace.api.inferenceservice.static import LastAnswer, StaticResponse, Tensor
 from headrace.api.inferenceservice.status import InferenceServiceStatus, ReplicaCounts, ResolvedModel, StepStatus
@@ -38,6 +39,7 @@ __all__ = [
     "RegisteredModelReference",
     "RemoteOptions",
     "ReplicaCounts",
+    "RequestLog",
     "ResolvedModel",
     "Router",
     "StaticResponse",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from headrace.api.inferenceservice.model import IN_ROUTER, Batching, ModelSource
 from headrace.api.inferenceservice.options import RemoteOptions, StepOptions
+from headrace.api.inferenceservice.request_log import RequestLog
 from headrace.api.inferenceservice.static import LastAnswer, StaticResponse
 from headrace.api.inferenceservice.traffic import Allocation, Canary, Shadow
 from headrace.api.meta import PodOptions
@@ -189,6 +190,8 @@ class InferenceServiceSpec(Model):
     """Steps asked in order when the one before times out, errors, is overloaded or has its breaker open."""
     router: Router = Field(default_factory=Router)
     """The pods that answer the service's address."""
+    request_log: RequestLog | None = None
+    """Keeps a sample of requests and answers; by default nothing is kept."""
     canary: Canary | None = None
     """A change of the predictor that a growing part of the requests tries first."""
     shadow: Shadow | None = None

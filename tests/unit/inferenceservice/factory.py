@@ -37,6 +37,7 @@ def service(
     fallback: Sequence[Manifest] = (SMALL, STATIC),
     status: Manifest | None = None,
     generation: int = 1,
+    request_log: Manifest | None = None,
 ) -> InferenceService:
     """A service as it comes from the API server."""
     return InferenceService.model_validate(
@@ -48,6 +49,7 @@ def service(
                 "predictor": {"model": {"storageUri": "s3://models/large"}} | (predictor or {}),
                 "fallback": list(fallback),
                 "router": router or {},
+                "requestLog": request_log,
             },
             "status": status,
         }

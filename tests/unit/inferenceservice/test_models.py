@@ -208,3 +208,16 @@ def test_predictors_stay_until_routers_with_the_model_are_everywhere() -> None:
 def test_batching_is_told_to_the_predictor() -> None:
     command = pod(service(predictor={"batching": {"maxSize": 16}}))["containers"][0]["command"]
     assert command[command.index("--batch-size") :][:4] == ["--batch-size", "16", "--batch-latency", "5ms"]
+
+
+def test_the_request_log_has_a_folder_of_its_own_and_the_routers_its_secret() -> None:
+    plain = service(predictor={"inference": "Remote"}, fallback=[], request_log={"percent": 5})
+    kept = builders.chain(plain, SETTINGS).request_log
+    assert kept is not None
+    assert (kept.storage_uri, kept.percent) == ("s3://headrace/demo/digits/requests", 5)
+    container = pod_template(builders.router(plain, SETTINGS, "chain"))["spec"]["containers"][0]
+    assert container["envFrom"] == [{"secretRef": {"name": "headrace-storage"}}]
+    named = service(fallback=[], request_log={"storageUri": "s3://lake/log", "secretRef": {"name": "lake"}})
+    container = pod_template(builders.router(named, SETTINGS, "chain"))["spec"]["containers"][0]
+    assert "/etc/headrace/credentials/lake" in {item["mountPath"] for item in container["volumeMounts"]}
+    assert "envFrom" not in container

@@ -64,6 +64,7 @@ async def running(
     grpc: bool = False,
     by_host: dict[str, list[str]] | None = None,
     traffic: Path | None = None,
+    request_log: dict[str, Any] | None = None,
     **predictor: Any,
 ) -> AsyncIterator[Running]:
     port = replicas[0].port if replicas else 1
@@ -73,6 +74,7 @@ async def running(
             "namespace": "ns",
             "predictor": {"host": "demo-predictor.ns.svc", "port": port, "timeout": "400ms", **predictor},
             "fallback": list(fallback),
+            "requestLog": request_log,
         }
     )
 

@@ -135,7 +135,7 @@ def judge(analysis: CanaryAnalysis, stable: Arm, canary: Arm) -> Verdict:
     if canary.fallback_rate > MOST:
         return Verdict(
             "Waiting",
-            f"other steps answered {canary.fallback_rate:.2f} % of the canary's {canary.requests} requests, and as many "
+            f"other steps answered {canary.fallback_rate:.2f} % of the canary's {canary.requests} requests and as many "
             "of the stable model's: a comparison of two that do not answer says nothing",
         )
     p99 = canary.quantile(0.99)

@@ -38,8 +38,11 @@ class Recipe:
 
     extra: str = ""
     """Extra of pyproject.toml whose locked packages the image has; with it comes the wheel."""
-    base: str = ""
-    """The project's image that it stands on, which has the wheel already; by default the plain base."""
+    more: str = ""
+    """An extra that comes beside it: its packages are in `<more>.txt`."""
+    folder: str = ""
+    """Folder of images/ with its Dockerfile, of which it is the target `target`; by default its own name's."""
+    target: str = ""
     folders: tuple[str, ...] = ()
     """Folders of the checkout."""
     programs: tuple[str, ...] = ()
@@ -49,10 +52,10 @@ class Recipe:
 RECIPES = {
     "operator": Recipe(extra="operator", folders=("controllers", "operator")),
     "s3": Recipe(programs=("versitygw",)),
-    "serving": Recipe(extra="serving"),
+    "serving": Recipe(extra="serving", target="serving"),
     "trainer": Recipe(extra="classic"),
-    "serving-torch": Recipe(extra="serving", base="trainer"),
-    "serving-pmml": Recipe(extra="pmml", base="serving"),
+    "serving-torch": Recipe(extra="serving", folder="serving", target="torch"),
+    "serving-pmml": Recipe(extra="serving", more="pmml", folder="serving", target="pmml"),
     "valkey": Recipe(),
 }
 
@@ -129,16 +132,16 @@ def _into_nodes(contents: dict[str, str], workers: list[str]) -> None:
 
 def build(name: str) -> tuple[str, bool]:
     """Build the image `name` unless Docker has it; return the hash of its content and whether it was built."""
-    stands_on = RECIPES[name].base
-    below = build(stands_on)[0] if stands_on else ""
+    target = RECIPES[name].target
     with _context(name) as context:
-        base = tag(stands_on) if stands_on else _base()
-        content = cache.digest(base, below, cache.digest_files(context, [context]))
+        base = _base()
+        content = cache.digest(base, target, cache.digest_files(context, [context]))
         filters = ["--filter", f"reference={tag(name)}", "--filter", f"label={CONTENT_LABEL}={content}"]
         if host.docker("image", "ls", "--quiet", *filters).strip():
             return content, False
         cache.say(f"Building {tag(name)}…")
         command: list[str | Path] = ["docker", "build", "--network=host", "--tag", tag(name)]
+        command += ["--target", target] if target else []
         command += ["--build-arg", f"BASE_IMAGE={base}", "--label", f"{CONTENT_LABEL}={content}", context]
         log = cache.root() / "logs" / f"image-{name}.log"
         run_logged(command, log, env=_build_environment())
@@ -153,18 +156,23 @@ def _context(name: str) -> Iterator[Path]:
     recipe = RECIPES[name]
     with tempfile.TemporaryDirectory(prefix=f"headrace-{name}-") as folder:
         context = Path(folder)
-        shutil.copy(ROOT / "images" / name / "Dockerfile", context)
+        shutil.copy(ROOT / "images" / (recipe.folder or name) / "Dockerfile", context)
         if recipe.extra:
-            export = ["export", "--frozen", "--quiet", "--no-header", "--no-annotate", "--no-emit-project"]
-            export += ["--no-default-groups", "--extra", recipe.extra]
-            (context / "requirements.txt").write_text(output([_uv(), *export, "--project", ROOT]))
-            if not recipe.base:
-                shutil.copy(_wheel(), context)
+            (context / "requirements.txt").write_text(_locked(recipe.extra))
+            shutil.copy(_wheel(), context)
+        if recipe.more:
+            (context / f"{recipe.more}.txt").write_text(_locked(recipe.more))
         for part in recipe.folders:
             shutil.copytree(ROOT / part, context / part, ignore=shutil.ignore_patterns("__pycache__"))
         for program in recipe.programs:
             shutil.copy(tool(program), context)
         yield context
+
+
+def _locked(extra: str) -> str:
+    """Packages of an extra as a requirements file with hashes."""
+    export = ["export", "--frozen", "--quiet", "--no-header", "--no-annotate", "--no-emit-project"]
+    return output([_uv(), *export, "--no-default-groups", "--extra", extra, "--project", ROOT])
 
 
 def _wheel() -> Path:

@@ -13,13 +13,12 @@ number of the last round and the counted restarts from the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from enum import Enum
 from statistics import median
-from typing import Any
 
 from headrace.training.agent.causes import EXIT_HUNG, Cause, Failure, first_cause
+from headrace.training.agent.members import Member, Tell, links, place_of, ring
 from headrace.training.agent.preflight import Link, Place, dead, slow
 from headrace.training.agent.protocol import Message
 from headrace.training.agent.settings import Settings
@@ -62,46 +61,6 @@ class Phase(Enum):
     RUNNING = "Running"
     STOPPING = "Stopping"
     ENDED = "Ended"
-
-
-@dataclass(slots=True)
-class Member:
-    """One agent.
-
-    Attributes:
-        index: Number of its worker.
-        incarnation: Its pod.
-        address: Where its rank 0 process can be reached.
-        zone: Zone of its node.
-        node: Its node.
-        state: idle (nothing runs), running, failed (its processes ended badly), done (they ended well).
-        connected: Its connection stands.
-        lost_at: When the connection broke.
-        leaving: Its pod is being ended.
-        heard: When it last said something.
-        beats: Of its processes, as last told.
-    """
-
-    index: int
-    incarnation: str
-    address: str
-    zone: str
-    node: str
-    state: str = "idle"
-    connected: bool = True
-    lost_at: float = 0.0
-    leaving: bool = False
-    heard: float = 0.0
-    beats: list[Mapping[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """A message for the agent of one worker; the connection is closed after it where `close` says so."""
-
-    index: int
-    message: Message
-    close: bool = False
 
 
 class Coordinator:
@@ -230,7 +189,7 @@ class Coordinator:
             # may come when the next round runs already.
             member.state = "idle"
         elif kind == "probed" and self.phase is Phase.PROBING and index in self._probes:
-            self._probes[index] = Link.parse(_place(member), self._next(index), message)
+            self._probes[index] = Link.parse(place_of(member), self._next(index), message)
         elif kind == "leaving":
             member.leaving = True
             if self.phase is Phase.RUNNING:
@@ -312,20 +271,20 @@ class Coordinator:
     def _is_measured(self, members: Sequence[Member]) -> bool:
         """Every link of the ring is known to carry something; a new pod's are not."""
         return len(members) == 1 or self._measured >= {
-            (member.incarnation, after.incarnation) for member, after in _links(members)
+            (member.incarnation, after.incarnation) for member, after in links(members)
         }
 
     def _probe(self, members: Sequence[Member], now: float) -> None:
         self.phase, self._since = Phase.PROBING, now
         self.order = [member.index for member in members]
         self._probes = dict.fromkeys(self.order)
-        for member, after in _links(members):
+        for member, after in links(members):
             self._tell(member.index, {"type": "probe", "address": after.address})
 
     def _next(self, index: int) -> Place:
         after = self.order[(self.order.index(index) + 1) % len(self.order)]
         member = self.members.get(after)
-        return _place(member) if member is not None else Place(after, "", "")
+        return place_of(member) if member is not None else Place(after, "", "")
 
     def _look_at_probes(self, now: float) -> None:
         if {member.index for member in self._ready()} != set(self.order):
@@ -336,7 +295,7 @@ class Coordinator:
                 return
             silent = "its agent did not measure it in time"
             for index in [index for index, link in self._probes.items() if link is None]:
-                self._probes[index] = Link(_place(self.members[index]), self._next(index), problem=silent)
+                self._probes[index] = Link(place_of(self.members[index]), self._next(index), problem=silent)
         self.links = [link for link in self._probes.values() if link is not None]
         self._judge(now)
 
@@ -358,7 +317,7 @@ class Coordinator:
             self._end(Cause("LinkSlow", self.slow_links, code=EXIT_LINK))
             return
         members = [self.members[index] for index in self.order]
-        self._measured = {(member.incarnation, after.incarnation) for member, after in _links(members)}
+        self._measured = {(member.incarnation, after.incarnation) for member, after in links(members)}
         self._start(members, now)
 
     def _start(self, members: Sequence[Member], now: float) -> None:
@@ -547,29 +506,7 @@ class Coordinator:
         self._out.append(Tell(index, message))
 
 
-def _links(members: Sequence[Member]) -> list[tuple[Member, Member]]:
-    """Each member with the one after it, the last one with the first."""
-    return list(zip(members, [*members[1:], *members[:1]], strict=True))
-
-
-def _place(member: Member) -> Place:
-    return Place(member.index, member.node, member.zone)
-
-
 def _gone(member: Member) -> Cause:
     if member.leaving:
         return Cause("WorkerInterrupted", f"worker {member.index} was told to stop: its pod or node goes away")
     return Cause("WorkerLost", f"worker {member.index} is gone")
-
-
-def ring(members: Iterable[Member]) -> list[Member]:
-    """Members in the order of their ranks: neighbours share a node, then a zone, so that a ring crosses each slow
-    boundary once. Worker 0 stays the first.
-    """
-    every = list(members)
-    first = min(every, key=lambda member: member.index)
-
-    def place(member: Member) -> tuple[bool, str, bool, str, int]:
-        return (member.zone != first.zone, member.zone, member.node != first.node, member.node, member.index)
-
-    return sorted(every, key=place)

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from headrace.training.agent.coordinator import Coordinator, Phase, Tell
+from headrace.training.agent.coordinator import Coordinator, Phase
+from headrace.training.agent.members import Tell
 from headrace.training.agent.protocol import LIMIT, Message, ProtocolError, encode, receive
 from headrace.training.agent.settings import Settings
 

@@ -16,8 +16,8 @@ from headrace.training.agent.coordinator import (
     SETTLING,
     Coordinator,
     Phase,
-    Tell,
 )
+from headrace.training.agent.members import Tell
 from headrace.training.agent.preflight import Settings as Preflight
 from headrace.training.agent.settings import Settings
 

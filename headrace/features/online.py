@@ -5,16 +5,16 @@ keep it in one slot of a Redis Cluster, so that its changes are transactions the
 
     :current          the version that readers see, `<version>.<sequence>`
     :state            JSON of `State`: what that version is
-    :rows:<version>   a hash: entity key -> packed row
+    :rows:<version>   a hash: entity key -> packed row; while it is current, `MARK` -> content of `:current`
     :versions         a set: every version of which rows may exist
     :progress:<v>     JSON: how far an unfinished version is
     :popular          a sorted set: entity key -> how often it was asked for
     :changes          a channel: what changed, for caches
 
-`:current` and `:state` change in one transaction, after every row of the version is there: readers see the old version
-or the new one. The version's rows never change afterwards, save by an incremental refresh, which changes its rows and
-the sequence in one transaction. Readers ask for rows first and for `:current` after them, in one round trip: when it is
-still the version that they asked for, the rows were whole.
+`:current`, `:state` and the marks change in one transaction, after every row of the version is there: readers see the
+old version or the new one. The version's rows never change afterwards, save by an incremental refresh, which changes
+its rows and the sequence in one transaction. Readers ask for rows and the mark in one command: when the mark is the one
+that they know, the rows are current and whole.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from redis.sentinel import Sentinel
 from headrace.api.schema import Model
 
 VARIABLE = "HEADRACE_ONLINE_STORE_URI"
+MARK = b"\xff"
+"""Field of the mark; no key of an entity, which is UTF-8, can be that."""
 CONNECT_TIMEOUT = 2.0
 """Seconds for a connection."""
 SCHEMES = "redis://, rediss://, redis+sentinel://host,host/master/0 or redis+cluster://host,host"

@@ -19,18 +19,18 @@ from headrace.api.featureset import FeatureSetSpec
 from headrace.features.answer import Answer, Answerer
 from headrace.features.cache import RowCache
 from headrace.features.layout import Row, RowLayout
-from headrace.features.online import Keys, OnlineStoreError, connect, connect_async, parse_address, unusable
+from headrace.features.online import MARK, Keys, OnlineStoreError, connect, connect_async, parse_address, unusable
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 5
-"""Reads of one request that a refresh may get in the way of; each would have to end within a round trip."""
+ATTEMPTS = 8
+"""Round trips of one request; a refresh that ends meanwhile costs two."""
 LISTEN_TIMEOUT = 15.0
 """Seconds without a word from the store after which it is asked whether it still listens."""
 Ask = tuple[bytes, list[bytes]]
 """Current version, and the entities whose rows are asked for; no entities where only the version is."""
 Told = tuple[Sequence[bytes | None], bytes | None]
-"""Rows, and the current version as it was after they were read."""
+"""Rows, and the current version; None where theirs is no longer it."""
 
 
 class NotLoaded(OnlineStoreError):
@@ -140,10 +140,7 @@ class FeatureClient:
     def _tell(self, current: bytes, names: list[bytes]) -> Told:
         if not names:
             return (), self._client.get(self._keys.of("current"))
-        with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(self._keys.rows(_version(current)), names)
-            pipeline.get(self._keys.of("current"))
-            rows, seen = pipeline.execute()
+        seen, *rows = self._client.execute_command("HMGET", self._keys.rows(_version(current)), MARK, *names)
         return rows, seen
 
     def close(self) -> None:
@@ -216,10 +213,7 @@ class AsyncFeatureClient:
     async def _tell(self, current: bytes, names: list[bytes]) -> Told:
         if not names:
             return (), await self._client.get(self.keys.of("current"))
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.hmget(self.keys.rows(_version(current)), names)
-        pipeline.get(self.keys.of("current"))
-        rows, seen = await pipeline.execute()
+        seen, *rows = await self._client.execute_command("HMGET", self.keys.rows(_version(current)), MARK, *names)
         return rows, seen
 
     async def listen(self) -> None:

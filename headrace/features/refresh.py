@@ -22,7 +22,7 @@ import redis
 from headrace.api.featureset import FeatureSetSpec, Online, RefreshReport
 from headrace.api.meta import rfc3339
 from headrace.features.layout import RowLayout, entity_keys
-from headrace.features.online import Keys, OnlineStoreError, State
+from headrace.features.online import MARK, Keys, OnlineStoreError, State
 from headrace.features.source import Latest, latest, snapshot, version_of
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,10 @@ class Refresher:
         return done
 
     def _is_whole(self, state: State) -> bool:
-        return bool(self._client.hlen(self._keys.rows(state.version)) == state.entities)
+        """All its rows are there; what readers see has the mark too."""
+        rows = self._keys.rows(state.version)
+        marked = bool(self._client.hexists(rows, MARK))
+        return bool(self._client.hlen(rows) == state.entities + marked)
 
     def _added(self, state: State | None, files: dict[str, str]) -> list[str] | None:
         """Files that were added to those of the present version; None where others have changed too."""
@@ -225,6 +228,9 @@ class Refresher:
             pipeline.sadd(self._keys.hashes, self._keys.hash)
             pipeline.sadd(self._keys.of("versions"), after.version)
             pipeline.set(current, after.current)
+            pipeline.hset(self._keys.rows(after.version), MARK, after.current)
+            if before is not None and before.version != after.version:
+                pipeline.hdel(self._keys.rows(before.version), MARK)
             pipeline.set(self._keys.of("state"), after.model_dump_json())
             pipeline.delete(self._keys.of(f"progress:{after.version}"))
             pipeline.publish(self._keys.of("changes"), news)

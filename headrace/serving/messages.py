@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headrace.serving.models.base import Model, Stop
@@ -18,6 +18,7 @@ from headrace.serving.tensors import Array
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+Watch = Callable[[Model, Mapping[str, Array]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,11 @@ def refusal(status: int, message: str) -> Reply:
     return Reply(status, error_body(message))
 
 
-def infer(model_name: str, model: Model, query: Query, stop: Stop | None = None) -> Reply:
-    """Decode, run, encode: the whole work on one request, to be done in a thread.
+def infer(
+    model_name: str, model: Model, query: Query, stop: Stop | None = None, watch: Watch = lambda model, inputs: None
+) -> Reply:
+    """Decode, run, encode: the whole work on one request, to be done in a thread. `watch` is shown inputs that were
+    answered.
 
     Raises:
         RequestError: the request is not one that the model can answer.
@@ -68,6 +72,7 @@ def infer(model_name: str, model: Model, query: Query, stop: Stop | None = None)
     """
     request, wanted = understand(model, query)
     arrays = model.run(request.inputs, [output.name for output in wanted], stop)
+    watch(model, request.inputs)
     return encoded(model_name, request, wanted, arrays)
 
 

@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from headrace.api.chain import PREDICTOR
 from headrace.api.routing import CANARY, SHADOW
+from headrace.drift import Drift
 from headrace.serving.chain import Guarded, Reason, Result
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -161,13 +162,43 @@ class PredictorMetrics:
             registry=self.registry,
         )
         self.batch: Callable[[float], None] = batches.labels(service).observe
+        self._service = service
         self._outcomes = {name: requests.labels(service, name) for name in ("ok", "client_error", "error")}
         self._seconds = seconds.labels(service)
+
+    def drift(self, drift: Drift) -> None:
+        """Show how served rows differ from those of the training."""
+        self.registry.register(_DriftGauges(self._service, drift))
 
     def request(self, status: int, seconds: float) -> None:
         """Count a request."""
         self._outcomes[outcome(status)].inc()
         self._seconds.observe(seconds)
+
+
+class _DriftGauges:
+    """A collector that reads the counts of served rows when it is asked."""
+
+    def __init__(self, service: str, drift: Drift) -> None:
+        self._service = service
+        self._drift = drift
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges of every column."""
+        psi = GaugeMetricFamily(
+            "headrace_predictor_feature_psi",
+            "Population stability index of a column of the served rows against the training rows.",
+            labels=["service", "feature"],
+        )
+        missing = GaugeMetricFamily(
+            "headrace_predictor_feature_missing", "Share of missing values of a column.", labels=["service", "feature"]
+        )
+        for figures in self._drift.figures():
+            labels = [self._service, figures.name]
+            missing.add_metric(labels, figures.missing)
+            if figures.psi is not None:
+                psi.add_metric(labels, figures.psi)
+        return [psi, missing]
 
 
 class StepFigures:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from headrace.api.inferenceservice import Batching, ModelSource
 from headrace.api.meta import parse_duration
+from headrace.drift import Drift
 from headrace.serving.batcher import Batcher
 from headrace.serving.cpus import cpu_limit
 from headrace.serving.drain import Leaving, Times, serve
@@ -22,8 +23,9 @@ from headrace.serving.models.onnx_model import OnnxModel
 from headrace.serving.pool import ModelPool, Overloaded
 from headrace.serving.protocol import model_metadata
 from headrace.serving.server import Response
-from headrace.serving.source import load_model
-from headrace.serving.tensors import RequestError
+from headrace.serving.source import Loaded
+from headrace.serving.source import load as load_from_source
+from headrace.serving.tensors import Array, RequestError
 from headrace.storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Predictor:
         self.model_name = name
         self.model: Model | None = None
         self.batcher: Batcher | None = None
+        self.drift: Drift | None = None
         self._pool = pool
         self._metrics = metrics
         self._leaving = leaving
@@ -113,7 +116,9 @@ class Predictor:
                     return respond(await self._together(self.batcher, model, query))
                 # Only runs that can be stopped are tried on the event loop.
                 size = len(query.body) if isinstance(model, OnnxModel) else None
-                return respond(await self._pool.run(lambda stop: infer(self.model_name, model, query, stop), size))
+                return respond(
+                    await self._pool.run(lambda stop: infer(self.model_name, model, query, stop, self._watch), size)
+                )
         except RequestError as wrong:
             return error(wrong.status, str(wrong))
         except Overloaded:
@@ -121,9 +126,15 @@ class Predictor:
         except TimeoutError:
             return error(504, "the request's deadline passed before the model answered")
 
+    def _watch(self, model: Model, inputs: Mapping[str, Array]) -> None:
+        """Count the rows of what was answered; a model of a table has one input."""
+        if self.drift is not None and len(model.inputs) == 1:
+            self.drift.observe(inputs[model.inputs[0].name])
+
     async def _together(self, batcher: Batcher, model: Model, query: Query) -> Reply:
         request, wanted = await _beside(len(query.body), lambda: understand(model, query))
         arrays = await batcher.run(request.inputs, [output.name for output in wanted])
+        self._watch(model, request.inputs)
         size = sum(array.nbytes for array in arrays)
         return await _beside(size, lambda: encoded(self.model_name, request, wanted, arrays))
 
@@ -139,7 +150,7 @@ async def load(
     code: Path | None = None,
     patience: float = LOAD_PATIENCE,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> Model:
+) -> Loaded:
     """Load the model, asking an unreachable store again for a while.
 
     Raises:
@@ -151,7 +162,7 @@ async def load(
     pause = 1.0
     while True:
         try:
-            return await asyncio.to_thread(load_model, source, None, threads, code)
+            return await asyncio.to_thread(load_from_source, source, None, threads, code)
         except StorageError as failed:
             if not failed.retryable or loop.time() + pause > give_up:
                 raise
@@ -173,7 +184,11 @@ async def run_predictor(settings: PredictorSettings, leaving: Leaving) -> None:
     predictor = Predictor(settings.name, pool, metrics, leaving)
 
     async def become_ready() -> None:
-        model = await load(settings.model, cpus, settings.code)
+        loaded = await load(settings.model, cpus, settings.code)
+        model = loaded.model
+        if loaded.drift is not None:
+            predictor.drift = loaded.drift
+            metrics.drift(loaded.drift)
         if settings.batching is not None:
             latency = parse_duration(settings.batching.max_latency).total_seconds()
             size = settings.batching.max_size

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.api.inferenceservice import ModelSource, RegisteredModelReference
+from headrace.drift import Drift
 from headrace.mlflow import Client, RegistryError
 from headrace.serving.models import formats
 from headrace.serving.models.base import Model, ModelError
@@ -18,8 +21,28 @@ from headrace.storage import InvalidLocation, NotFound, Unreachable, download
 
 log = logging.getLogger(__name__)
 
+CARD = "card.json"
+"""What training writes beside a model (headrace.training.model_card)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model, and what its card says of the rows that it was trained on.
+
+    Attributes:
+        drift: None where there is no card, or none with a profile.
+    """
+
+    model: Model
+    drift: Drift | None
+
 
 def load_model(model: ModelSource, credentials: Path | None, threads: int, code: Path | None = None) -> Model:
+    """The model of `load`, without its card."""
+    return load(model, credentials, threads, code).model
+
+
+def load(model: ModelSource, credentials: Path | None, threads: int, code: Path | None = None) -> Loaded:
     """Fetch, load and warm a model.
 
     Args:
@@ -39,6 +62,7 @@ def load_model(model: ModelSource, credentials: Path | None, threads: int, code:
         folder = Path(tempfile.mkdtemp(prefix="headrace-model-"))
         found = _fetch(model, folder, credentials) if model.storage_uri or model.registry else None
         made: Model = PythonModel(code, model.code.class_name if model.code else "Predictor", found)
+        drift = None
     else:
         with tempfile.TemporaryDirectory(prefix="headrace-model-") as name:
             file = _fetch(model, Path(name), credentials)
@@ -46,8 +70,23 @@ def load_model(model: ModelSource, credentials: Path | None, threads: int, code:
                 made = formats.load(model.model_format, file, threads, model.trusted_types)
             except ModelError as error:
                 raise ModelError(f"{_address(model)}: {error}") from error
+            drift = _profile(file)
     warm(made)
-    return made
+    return Loaded(made, drift)
+
+
+def _profile(found: Path) -> Drift | None:
+    """What the card beside a model says of its training rows."""
+    file = found / CARD
+    if not file.is_file():
+        return None
+    try:
+        columns = json.loads(file.read_bytes()).get("profile")
+        return Drift(columns) if columns else None
+    except (ValueError, AttributeError) as error:
+        # The model is as good without it.
+        log.warning("no drift is computed", extra={"fields": {"reason": str(error)}})
+        return None
 
 
 def _address(model: ModelSource) -> str:

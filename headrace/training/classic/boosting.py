@@ -191,7 +191,7 @@ def _finish(
         "library": trainer.library,
         "seconds": round(seconds, 3),
     }
-    results.publish(run, trainer, files, metrics, facts)
+    results.publish(run, trainer, files, metrics, facts, part)
     return metrics
 
 

@@ -235,7 +235,7 @@ def _finish(run: Run, trainer: ForestTrainer, part: Part, forest: Any, classes: 
     metadata = {name: f"{value:.6g}" for name, value in metrics.items()}
     onnx = results.checked_onnx(model, rows, predictions[: len(rows)], metadata)
     facts = {"trees": len(forest.estimators_), "rows": part.total, "classes": classes, "features": list(part.columns)}
-    results.publish(run, trainer, {MODEL_FILE: dumps(forest), results.ONNX_FILE: onnx}, metrics, facts)
+    results.publish(run, trainer, {MODEL_FILE: dumps(forest), results.ONNX_FILE: onnx}, metrics, facts, part)
     return metrics
 
 

@@ -253,5 +253,5 @@ def _finish(
     rows = part.test.features[: results.CHECKED_ROWS]
     content = results.checked_onnx(model, rows, probabilities[: len(rows)], metadata)
     facts = {"rows": part.total, "classes": problem.classes, "features": list(part.columns)}
-    results.publish(run, trainer, {MODEL_FILE: save(tensors), results.ONNX_FILE: content}, metrics, facts)
+    results.publish(run, trainer, {MODEL_FILE: save(tensors), results.ONNX_FILE: content}, metrics, facts, part)
     return metrics

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.api.schema import Model
+from headrace.drift import profile
 from headrace.training.classic import collective
+from headrace.training.classic.rows import Part
 from headrace.training.model_card import data_version_or_why
 from headrace.training.running import Run
 
@@ -82,6 +84,7 @@ def publish(
     files: Mapping[str, bytes],
     metrics: Mapping[str, float],
     facts: Mapping[str, Any],
+    part: Part | None = None,
 ) -> None:
     """Rank 0 writes the model and its metrics and reports both; the last of `files` is the model and is written last.
 
@@ -103,6 +106,7 @@ def publish(
         metrics,
         trainer.manifest(),
         data=_data(trainer, facts),
+        **({"profile": profile(part.columns, part.train.features)} if part is not None else {}),
     )
     if metrics:
         logger.info("test metrics: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

@@ -162,7 +162,6 @@ def name_rules(longest: int, child: str) -> tuple[Rule, ...]:
 
 
 LIST_ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
-LIST_SET: dict[str, Any] = {"x-kubernetes-list-type": "set"}
 
 Opaque = Annotated[
     dict[str, Any],

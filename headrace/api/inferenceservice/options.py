@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from headrace.api.schema import LIST_SET, Model, PositiveDuration, Rule, rules
+from headrace.api.schema import LIST_ATOMIC, Model, PositiveDuration, Rule, rules
 
 
 @rules(
@@ -52,7 +52,7 @@ class StepOptions(Model):
     """Requests in flight to this step from one router; above it the step counts as overloaded and the next is asked."""
     circuit_breaker: CircuitBreaker = Field(default_factory=CircuitBreaker)
     """When the step is given a rest."""
-    fallback_on: Annotated[list[FallbackReason], Field(max_length=5, json_schema_extra=LIST_SET)] = Field(
+    fallback_on: Annotated[list[FallbackReason], Field(max_length=5, json_schema_extra=LIST_ATOMIC)] = Field(
         default_factory=lambda: list(get_args(FallbackReason))
     )
     """Why the next step may be asked. Where this step does not answer for another reason, the request ends with 503."""

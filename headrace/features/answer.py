@@ -6,7 +6,7 @@ values are withheld. A feature that waits for the request is Present when it has
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
@@ -21,6 +21,8 @@ from headrace.features.transform import Evaluator
 PRESENT: Final = "Present"
 MISSING: Final = "Missing"
 STALE: Final = "Stale"
+MAX_CHOICES: Final = 1_000
+"""Lists of features that are remembered."""
 MAX_ROWS: Final = 10_000
 """Entities of one question."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -73,12 +75,41 @@ class Answer:
         return [row[index] for row in self.rows]
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """How answers with some features are made.
+
+    Attributes:
+        ready: Features that rows have.
+        waiting: Those that are computed for the request.
+        pick: From a row's fields to the values of `ready`.
+        times: Some are Timestamps.
+    """
+
+    ready: tuple[str, ...]
+    waiting: tuple[str, ...]
+    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+    times: bool
+
+
+def _picker(positions: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    # Whole prefixes are sliced, single fields wrapped; both are what itemgetter does not do.
+    count = len(positions)
+    if positions == list(range(count)):
+        return lambda fields: fields[:count]
+    if count == 1:
+        (only,) = positions
+        return lambda fields: (fields[only],)
+    return itemgetter(*positions)
+
+
 class Answerer:
     """Knows the transform; takes questions and gives answers. Does no I/O."""
 
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
         self._evaluator = Evaluator(transform)
+        self._choices: dict[tuple[str, ...], _Choice] = {}
         self._all = tuple(item.name for item in transform.features)
         self._position = {name: index for index, name in enumerate(transform.kept)}
         self._waits = frozenset(item.name for item in transform.on_request)
@@ -103,8 +134,7 @@ class Answerer:
             QuestionError: A key, input or feature is missing, unknown or of another type.
         """
         wanted = self._all if features is None else tuple(features)
-        if unknown := [name for name in wanted if name not in self._all]:
-            raise QuestionError(f"features: {unknown[0]!r} is none of {', '.join(self._all[:30])}")
+        self._choice(wanted)
         keys = self._transform.entities
         if set(entities) != set(keys):
             raise QuestionError(
@@ -121,6 +151,25 @@ class Answerer:
         else:
             names = [entity_key(row) for row in zip(*columns, strict=True)]
         return Question(names, wanted, entities, self._inputs(inputs, rows) if inputs else {})
+
+    def _choice(self, features: tuple[str, ...]) -> _Choice:
+        """How answers with these features are made; remembered, since most questions ask for the same.
+
+        Raises:
+            QuestionError: One is unknown.
+        """
+        if (found := self._choices.get(features)) is not None:
+            return found
+        if unknown := [name for name in features if name not in self._all]:
+            raise QuestionError(f"features: {unknown[0]!r} is none of {', '.join(self._all[:30])}")
+        if len(self._choices) >= MAX_CHOICES:
+            self._choices.clear()
+        ready = tuple(name for name in features if name not in self._waits)
+        waiting = tuple(name for name in features if name in self._waits)
+        times = bool(self._times.intersection(features))
+        made = _Choice(ready, waiting, _picker([self._position[name] for name in ready]), times)
+        self._choices[features] = made
+        return made
 
     def _inputs(self, inputs: Mapping[str, Sequence[Any]], rows: int) -> dict[str, Column]:
         found = {}
@@ -146,19 +195,8 @@ class Answerer:
             now: Seconds since 1970.
         """
         oldest = None if self._ttl is None else int(now * 1_000_000) - self._ttl
-        waiting = [name for name in question.features if name in self._waits]
-        ready = [name for name in question.features if name not in self._waits]
-        stored = [self._position[name] for name in ready]
-        # Whole prefixes are sliced, single features wrapped; both are what itemgetter does not do.
-        count = len(stored)
-        whole = stored == list(range(count))
-        pick: Any = (
-            (lambda fields: fields[:count])
-            if whole
-            else itemgetter(*stored)
-            if count > 1
-            else (lambda fields: (fields[stored[0]],))
-        )
+        choice = self._choice(question.features)
+        pick, waiting, count = choice.pick, choice.waiting, len(choice.ready)
         values: list[Sequence[Any]] = []
         statuses: list[Sequence[str]] = []
         moments: list[datetime | None] = []
@@ -190,12 +228,11 @@ class Answerer:
             else:
                 statuses.append(present)
                 counts[PRESENT] += count
-        names: tuple[str, ...] = tuple(ready)
         if waiting and rows:
             self._complete(question, rows, oldest, waiting, values, statuses, counts)
-            names = (*ready, *waiting)
+            names = (*choice.ready, *waiting)
             values, statuses = _ordered(names, question.features, values), _ordered(names, question.features, statuses)
-        if self._times.intersection(question.features):
+        if choice.times:
             values = [self._with_times(question.features, row) for row in values]
         return Answer(question.features, values, statuses, moments, version, counts)
 

@@ -69,14 +69,20 @@ class Sharded:
         if tensor > 1:
             _split_layers(model, mesh[TENSOR])
         self._shards = topology.sharding != "NoShard"
+        layers = [module for module in model if next(module.parameters(), None) is not None]
+        whole = layers
         if self._shards:
+            whole = [layer for layer in layers if tensor > 1 and not _divides_evenly(layer, shards)]
             parts = mesh[REPLICATE, SHARD] if replicas > 1 else mesh[SHARD]
             with on_cpu(group.device):
-                for module in model:
-                    if next(module.parameters(), None) is not None:
-                        fully_shard(module, mesh=parts)
-                fully_shard(model, mesh=parts)
-        self._peers = mesh[REPLICATE].get_group() if replicas > 1 and not self._shards else None
+                for layer in layers:
+                    if layer not in whole:
+                        fully_shard(layer, mesh=parts)
+                if not whole:
+                    fully_shard(model, mesh=parts)
+        self._whole = [parameter for layer in whole for parameter in layer.parameters()]
+        """Those whose gradients are added up here: fully_shard does it for the others."""
+        self._peers = (mesh[SHARD] if self._shards else mesh[REPLICATE]).get_group() if self._whole else None
         self._optimizer = make_optimizer(model.parameters())
 
     def step(self, features: Any, labels: Any, rows: int) -> Any:
@@ -85,7 +91,7 @@ class Sharded:
             loss = self._loss(self._model(features), labels)
             # fully_shard takes the mean over its processes.
             (loss * ((self.part[1] if self._shards else 1) / rows)).backward()
-        if self._peers is not None:
+        if self._peers is not None and self.part[1] > 1:
             self._add_up()
         self._optimizer.step()
         return loss.detach()
@@ -118,13 +124,15 @@ class Sharded:
         return plain
 
     def _add_up(self) -> None:
-        """Sum the gradients over replicas, all in one message."""
+        """Sum the gradients of whole layers over replicas, or take their mean as fully_shard does; one message."""
         import torch
         import torch.distributed as dist
 
-        gradients = [parameter.grad.to_local() for parameter in self._model.parameters()]
+        gradients = [parameter.grad.to_local() for parameter in self._whole]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat, group=self._peers)
+        if self._shards:
+            flat /= self.part[1]
         start = 0
         for gradient in gradients:
             gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
@@ -161,6 +169,19 @@ def _split_layers(model: Any, mesh: Any) -> None:
         # Nothing random is computed on a split tensor here.
         warnings.filterwarnings("ignore", "DTensor random operators", UserWarning)
         parallelize_module(model, mesh, plan)
+
+
+def _divides_evenly(layer: Any, shards: int) -> bool:
+    """Whether what is left of a split layer's parameters can be cut further; fully_shard cuts those evenly or not.
+
+    The last layer has as many outputs as there are classes, which may be any number.
+    """
+    for parameter in layer.parameters():
+        (placement,) = parameter.placements
+        already = parameter.device_mesh.size() if placement.is_shard(0) else 1
+        if parameter.shape[0] % (shards * already):
+            return False
+    return True
 
 
 def _like(module: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 from controllers.runtime.errors import WaitError
@@ -12,6 +13,10 @@ from headrace.api.chain import PREDICTOR
 from headrace.api.inferenceservice import InferenceServiceSpec, ModelSource, ResolvedModel
 from headrace.api.meta import LocalReference
 from headrace.api.routing import CANARY, SHADOW
+
+
+LOOK = timedelta(seconds=10)
+"""Pause between two looks at a job; its changes wake nobody here."""
 
 
 def _reduced(job: Manifest) -> Manifest:
@@ -28,7 +33,7 @@ def _reduced(job: Manifest) -> Manifest:
             "conditions": [
                 {name: item.get(name) for name in ("type", "status", "message")}
                 for item in status.get("conditions") or ()
-                if item.get("type") in ("Succeeded", "Failed", "Ready")
+                if item.get("type") in ("Succeeded", "Failed")
             ],
         },
     }
@@ -122,8 +127,11 @@ def _model_of(step: str, name: str, job: Manifest | None, generation: int) -> Re
             "run it again under this name, or name another",
         )
     if (conditions.get("Succeeded") or {}).get("status") != "True":
-        how = (conditions.get("Ready") or {}).get("message") or "it has just begun"
-        raise WaitError("WaitingForTrainingJob", f"{field} waits for the TrainingJob {name} to succeed: {how}")
+        raise WaitError(
+            "WaitingForTrainingJob",
+            f"{field} waits for the TrainingJob {name} to succeed; the job says how far it is",
+            LOOK,
+        )
     if not uri:
         raise WaitError(
             "TrainingJobHasNoModel",

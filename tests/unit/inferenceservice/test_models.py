@@ -115,7 +115,7 @@ def observed(of: InferenceService, found: Manifest | None) -> Observed:
     ("found", "reason", "says"),
     [
         (None, "TrainingJobNotFound", "predictor.model names the TrainingJob train, which does not exist"),
-        (job(("Ready", "False", "3 of 4 workers run")), "WaitingForTrainingJob", "to succeed: 3 of 4 workers run"),
+        (job(("Ready", "False", "3 of 4 run")), "WaitingForTrainingJob", "to succeed; the job says how far it is"),
         (job(("Failed", "True", "no data")), "TrainingJobFailed", "has failed: no data; run it again"),
         (job(DONE), "TrainingJobHasNoModel", "said of no model: publish one with run.publish"),
     ],
@@ -152,7 +152,7 @@ def test_the_model_of_a_job_is_found_and_stays_until_the_spec_changes() -> None:
     later = service(predictor=REFERENCE, fallback=[STATIC], status=first.status)
     assert plan.plan(later, observed(later, again), SETTINGS, NOW).status == first.status
     changed = service(predictor=REFERENCE, fallback=[STATIC], status=first.status, generation=2)
-    with pytest.raises(WaitError, match="it runs again"):
+    with pytest.raises(WaitError, match="waits for the TrainingJob train to succeed"):
         plan.plan(changed, observed(changed, again), SETTINGS, NOW)
 
 

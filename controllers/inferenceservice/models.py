@@ -14,7 +14,6 @@ from headrace.api.inferenceservice import InferenceServiceSpec, ModelSource, Res
 from headrace.api.meta import LocalReference
 from headrace.api.routing import CANARY, SHADOW
 
-
 LOOK = timedelta(seconds=10)
 """Pause between two looks at a job; its changes wake nobody here."""
 

@@ -44,7 +44,14 @@ def test_the_kind_configuration_has_a_worker_in_each_zone_and_gang_scheduling(tm
 
 
 def test_every_image_folder_has_a_recipe_and_every_recipe_its_folder() -> None:
-    assert {path.parent.name for path in (images.ROOT / "images").glob("*/Dockerfile")} == set(images.RECIPES)
+    folders = {recipe.folder or name for name, recipe in images.RECIPES.items()}
+    assert {path.parent.name for path in (images.ROOT / "images").glob("*/Dockerfile")} == folders
+
+
+def test_every_target_is_a_stage_of_its_dockerfile() -> None:
+    for name, recipe in images.RECIPES.items():
+        text = (images.ROOT / "images" / (recipe.folder or name) / "Dockerfile").read_text()
+        assert not recipe.target or f" AS {recipe.target}\n" in text
 
 
 def test_an_unknown_tool_is_answered_with_the_known_ones() -> None:

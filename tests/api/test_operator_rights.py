@@ -263,7 +263,8 @@ def test_the_storage_s_secret_comes_back_when_a_pod_waits_for_it(worked: Install
 def test_what_the_operator_may_not_do(worked: Installation, tmp_path: Path, method: str, path: str) -> None:
     target = tmp_path / "kubeconfig"
     token = service_account_kubeconfig(worked.plane.kubeconfig, "headrace-system", "headrace-operator", target)
-    body: dict[str, Any] | None = {} if method == "PATCH" else None
+    changed: dict[str, Any] = {"metadata": {"labels": {"changed": "yes"}}}
+    body = changed if method == "PATCH" else None
     assert Rest(token)(method, path, body, content_type=MERGE).status == 403
 
 

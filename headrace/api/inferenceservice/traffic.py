@@ -106,9 +106,9 @@ class Canary(Model):
 class Tolerance(Model):
     """When two floats count as the same: |shadow - primary| <= absolute + relative * |primary| (numpy.isclose)."""
 
-    absolute: Annotated[float, Field(ge=0)] = 1e-6
+    absolute: Annotated[float, Field(ge=0)] = 0.0001
     """Difference that is none, whatever the size."""
-    relative: Annotated[float, Field(ge=0)] = 1e-3
+    relative: Annotated[float, Field(ge=0)] = 0.001
     """Part of the primary's value that is no difference."""
 
 

@@ -80,7 +80,7 @@ def _refresh(options: argparse.Namespace) -> None:
     )
     try:
         refresher.run([item for item in options.keep.split(",") if item])
-    except redis.RedisError as error:
+    except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
         raise unusable(parse_address(uri), error) from error
     finally:
         client.close()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequenc
 from typing import Any
 
 import redis
+from redis.asyncio.cluster import RedisCluster
 
 from headrace.api.featureset import FeatureSetSpec
 from headrace.features.answer import Answer, Answerer
@@ -27,6 +28,8 @@ ATTEMPTS = 8
 """Round trips of one request; a refresh that ends meanwhile costs two."""
 LISTEN_TIMEOUT = 15.0
 """Seconds without a word from the store after which it is asked whether it still listens."""
+FAILURES = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
+"""What clients raise; a TimeoutError is an OSError."""
 Ask = tuple[bytes, list[bytes]]
 """Current version, and the entities whose rows are asked for; no entities where only the version is."""
 Told = tuple[Sequence[bytes | None], bytes | None]
@@ -133,7 +136,7 @@ class FeatureClient:
                 ask = steps.send(self._tell(*ask))
         except StopIteration as end:
             rows, current = end.value
-        except redis.RedisError as error:
+        except FAILURES as error:
             raise unusable(self._address, error) from error
         return self._answerer.answer(question, rows, current.decode(), self._clock())
 
@@ -227,7 +230,7 @@ class AsyncFeatureClient:
                         self.cache.trust(True)
                     else:
                         self.cache.apply(message)
-            except (redis.RedisError, OSError, TimeoutError, ValueError, KeyError) as error:
+            except (*FAILURES, ValueError, KeyError) as error:
                 log.warning("the online store is not heard; nothing is answered from the cache: %s", error)
             finally:
                 self.cache.trust(False)
@@ -236,6 +239,8 @@ class AsyncFeatureClient:
 
     async def _messages(self) -> AsyncIterator[bytes | None]:
         """None once it is listening, then each message."""
+        if isinstance(self._client, RedisCluster):
+            await self._client.initialize()  # it finds its nodes, which a subscription alone does not make it do
         async with self._client.pubsub() as channel:
             await channel.subscribe(self.keys.of("changes"))
             asked = False
@@ -287,5 +292,5 @@ class AsyncFeatureClient:
     def _errors(self) -> Any:
         try:
             yield
-        except (redis.RedisError, OSError) as error:
+        except FAILURES as error:
             raise unusable(self._address, error) from error

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import redis
+from redis.cluster import RedisCluster
 
 from headrace.api.featureset import FeatureSetSpec, Online, RefreshReport
 from headrace.api.meta import rfc3339
@@ -68,6 +69,7 @@ class Refresher:
         self._rows_per_second = rows_per_second
         self._chunk = min(chunk, rows_per_second) if rows_per_second else chunk
         self._layout = RowLayout(spec.transform().kept)
+        self._clustered = isinstance(client, RedisCluster)
 
     def run(self, keep: Collection[str] = ()) -> RefreshReport:
         """Refresh.
@@ -233,11 +235,16 @@ class Refresher:
                 pipeline.hdel(self._keys.rows(before.version), MARK)
             pipeline.set(self._keys.of("state"), after.model_dump_json())
             pipeline.delete(self._keys.of(f"progress:{after.version}"))
-            pipeline.publish(self._keys.of("changes"), news)
+            if not self._clustered:
+                pipeline.publish(self._keys.of("changes"), news)
             try:
                 pipeline.execute()
             except redis.WatchError as error:
                 raise Overtaken("another refresh changed the online store meanwhile") from error
+        if self._clustered:
+            # A Cluster's transactions are of keys alone. Should this message never be sent, servers notice the version
+            # within a second.
+            self._client.publish(self._keys.of("changes"), news)
 
     def _remove_others(self, keep: Collection[str]) -> None:
         """Versions that nobody reads any more, finished or not, and transforms that nobody serves."""

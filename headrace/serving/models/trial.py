@@ -68,4 +68,6 @@ def main(name: str, file: str) -> int:
 
 
 if __name__ == "__main__":
+    # Both libraries can do without, and importing it takes most of the time.
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
     sys.exit(main(*sys.argv[1:]))

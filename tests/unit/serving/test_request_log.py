@@ -124,6 +124,11 @@ async def test_a_router_logs_what_it_answered(tmp_path: Path) -> None:
     async with fakes.replicas(fakes.answer) as [one], running([one], STATIC, request_log=kept) as router:
         await router.until(lambda: router.answering == "predictor", "the primary answers")
         assert (await router.infer())[0].status == 200
-        await router.until(lambda: bool(list(tmp_path.rglob("*.parquet"))), "a file is there")
+        written = 'headrace_request_log_records_total{outcome="written",service="demo"} 1.0'
+
+        async def counted() -> bool:
+            return written in (await router.get("/metrics"))[1]
+
+        await until(counted, "it is written")
     (row,) = table(tmp_path)
     assert (row["service"], row["step"], row["status"]) == ("demo", "predictor", 200)

@@ -19,7 +19,7 @@ from headrace.serving.models.base import Stop, Stopped
 
 T = TypeVar("T")
 BRIEF = 250e-6
-"""Seconds of a run that is worth no thread."""
+"""Seconds of CPU, of its own thread, of a run that is worth no other thread; a busy machine makes no run longer so."""
 SMALL = 16 * 1024
 """Bytes of the largest request whose run may be brief; larger ones have another time than those that were measured."""
 LEARNED = 20
@@ -27,7 +27,9 @@ LEARNED = 20
 SMOOTHING = 0.1
 """Weight of one run in the smoothed time."""
 PATIENCE = 0.05
-"""Seconds that a run may hold the event loop."""
+"""Seconds of CPU that a run may take on the event loop."""
+LOST_PATIENCE = 1.0
+"""Seconds by the clock that it may take, on however busy a machine."""
 PENALTY = 60.0
 """Seconds without runs on the event loop after one that was stopped."""
 WATCHER_REST = 5.0
@@ -108,7 +110,7 @@ class _Brief:
         self._seconds = 0.0
         self._barred_until = 0.0
         self._lock = threading.Lock()
-        self._current: tuple[float, Stop] | None = None
+        self._current: tuple[float, float, Stop] | None = None
         self._last = 0.0
         self._watching = False
 
@@ -121,9 +123,9 @@ class _Brief:
         """The work with its time taken."""
 
         def run(stop: Stop) -> T:
-            begun = time.perf_counter()
+            begun = time.thread_time()
             result = work(stop)
-            self._learn(time.perf_counter() - begun)
+            self._learn(time.thread_time() - begun)
             return result
 
         return run
@@ -141,13 +143,14 @@ class _Brief:
             Stopped: it took too long.
         """
         stop = Stop()
-        begun = time.monotonic()
+        begun = time.thread_time()
         with self._lock:
-            self._last = begun
-            self._current = begun, stop
+            self._last = time.monotonic()
+            self._current = begun, self._last, stop
             watched, self._watching = self._watching, True
         if not watched:
-            threading.Thread(target=self._watch, name="model-watcher", daemon=True).start()
+            clock = time.pthread_getcpuclockid(threading.get_ident())
+            threading.Thread(target=self._watch, args=(clock,), name="model-watcher", daemon=True).start()
         try:
             result = work(stop)
         except Stopped:
@@ -155,10 +158,11 @@ class _Brief:
             raise
         finally:
             self._current = None
-        self._learn(time.monotonic() - begun)
+        self._learn(time.thread_time() - begun)
         return result
 
-    def _watch(self) -> None:
+    def _watch(self, clock: int) -> None:
+        """Stop runs that take too long; `clock` is the event loop's thread's."""
         while True:
             time.sleep(PATIENCE / 2)
             with self._lock:
@@ -167,5 +171,8 @@ class _Brief:
                 if current is None and now - self._last > WATCHER_REST:
                     self._watching = False
                     return
-            if current is not None and now - current[0] > PATIENCE:
-                current[1].stop()
+            if current is None:
+                continue
+            cpu, begun, stop = current
+            if time.clock_gettime(clock) - cpu > PATIENCE or now - begun > LOST_PATIENCE:
+                stop.stop()

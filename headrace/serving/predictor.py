@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -111,7 +112,7 @@ class Predictor:
         if model is None:
             return error(503, "not ready: the model is being loaded", RETRY_AFTER)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline) if deadline is not None else nullcontext():
                 if self.batcher is not None:
                     return respond(await self._together(self.batcher, model, query))
                 # Only runs that can be stopped are tried on the event loop.

@@ -76,7 +76,7 @@ def drivers(kube: Kube) -> Iterator[dict[str, Manifest]]:
     """The example, its table in a folder of this namespace, and refreshes slow enough to be hurt."""
     text = EXAMPLE.read_text().replace("s3://headrace/demo/", f"s3://headrace/{kube.namespace}/")
     objects = {f"{item['kind']}/{item['metadata']['name']}": item for item in yaml.safe_load_all(text)}
-    objects[f"FeatureSet/{NAME}"]["spec"]["refresh"] = {"maxRowsPerSecond": 40, "pollInterval": "2s"}
+    objects[f"FeatureSet/{NAME}"]["spec"]["refresh"] = {"maxRowsPerSecond": 60, "pollInterval": "2s"}
     kube.apply(objects["ConfigMap/drivers"], objects["TrainingJob/drivers-table"], objects[f"FeatureSet/{NAME}"])
     wait_for("the features are served", lambda: ready(kube), seconds=120)
     yield objects

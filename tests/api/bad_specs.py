@@ -640,6 +640,13 @@ SERVICES: tuple[Bad, ...] = (
     predictor(
         "batching in the router", {"inference": "Local", "batching": {}}, "batching", "for a model in pods of its own"
     ),
+    service("log of nothing", {"requestLog": {"percent": 0}}, "spec.requestLog.percent", "greater than or equal to 1"),
+    service(
+        "canary of a model in the router",
+        {"predictor": {"inference": "Local"}, "canary": {"env": [{"name": "A", "value": "b"}]}},
+        "spec.canary",
+        "a canary stands beside pods of the predictor",
+    ),
     service(
         "fallback of PMML",
         {"fallback": [{"name": "x", "model": {"storageUri": "s3://m/x", "modelFormat": "PMML"}}]},

@@ -11,6 +11,7 @@ from sklearn.datasets import load_iris
 from xgboost import XGBClassifier
 
 from headrace.serving.models import trial
+from tests.unit.serving import fakes
 from tests.unit.serving.test_router import STATIC, running
 
 IRIS, SPECIES = load_iris(return_X_y=True)
@@ -47,3 +48,10 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_chain_behind_it(tmp_path
         response, _ = await router.infer()
         assert (response.status, response.headers["headrace-step"]) == (200, "last")
         assert response.headers["headrace-fallback-reason"] == "predictor=not-ready"
+
+
+async def test_a_container_with_a_name_of_its_own_is_asked_by_it() -> None:
+    async with fakes.replicas(fakes.answer) as [theirs], running([theirs], model_name="theirs") as router:
+        await router.until(lambda: router.answering == "predictor", "the container answers")
+        assert (await router.infer())[0].status == 200
+        assert theirs.heads[-1].startswith(b"POST /v2/models/theirs/infer ")

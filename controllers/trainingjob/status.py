@@ -209,7 +209,7 @@ def same_for(job: TrainingJob) -> Status | None:
         return None
     if misread and ready is not None and end is not None:
         verdict = "True" if end.type == "Succeeded" else "False"
-        said = {"status": verdict, "reason": end.reason, "message": end.message}
+        said: dict[str, Any] = {"status": verdict, "reason": end.reason, "message": end.message}
         said["last_transition_time"] = end.last_transition_time
         conditions[conditions.index(ready)] = ready.model_copy(update=said)
     seen = [item.model_copy(update={"observed_generation": generation}) for item in conditions]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from controllers.inferenceservice.builders import predictor_name
+from controllers.inferenceservice.builders import predictor_name, runs_inside
 from controllers.runtime.admission import Known, Reference, Verdict, conflicts, missing_secret, unoffered
 from controllers.runtime.objects import (
     DEPLOYMENT,
@@ -18,6 +18,7 @@ from controllers.runtime.objects import (
     ObjectType,
 )
 from headrace.api import InferenceService
+from headrace.api.inferenceservice import ModelSource
 from headrace.api.meta import PodOptions, parse_quantity
 
 _NAMED = (SERVICE, DEPLOYMENT, PDB, NETWORK_POLICY)
@@ -25,12 +26,13 @@ _NAMED = (SERVICE, DEPLOYMENT, PDB, NETWORK_POLICY)
 REVIEWS: tuple[ObjectType, ...] = (*_NAMED, HPA, NODE, SECRET)
 """Types that a review reads."""
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_REGISTRY_KEYS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 def references(service: InferenceService, *, created: bool) -> list[Reference]:
     """What the review looks at."""
     found = _children(service) if created else []
-    found += [Reference(SECRET, _key(service, name)) for name, _ in _secrets(service)]
+    found += [Reference(SECRET, _key(service, name)) for name, _, _ in _secrets(service)]
     if any(_extended(service)):
         found.append(Reference(NODE))
     return found
@@ -39,8 +41,8 @@ def references(service: InferenceService, *, created: bool) -> list[Reference]:
 def review(service: InferenceService, known: Known, *, created: bool) -> Verdict:
     """Refuse a name whose children belong to somebody else; warn of what the pods will wait for."""
     warnings: list[str] = []
-    for name, path in _secrets(service):
-        warnings += missing_secret(known, service.metadata.namespace, name, path, _KEYS)
+    for name, path, keys in _secrets(service):
+        warnings += missing_secret(known, service.metadata.namespace, name, path, keys)
     for resource, count, path in _extended(service):
         warnings += unoffered(known, NODE, resource, count, path)
     return Verdict(conflicts(service, known, _children(service)) if created else (), warnings)
@@ -48,27 +50,35 @@ def review(service: InferenceService, known: Known, *, created: bool) -> Verdict
 
 def _children(service: InferenceService) -> list[Reference]:
     predictor = predictor_name(service)
-    names = (service.metadata.name, predictor)
+    names = (service.metadata.name,) if runs_inside(service) else (service.metadata.name, predictor)
     children = [Reference(type_, _key(service, name)) for name in names for type_ in _NAMED]
-    if service.spec.predictor.max_replicas > service.spec.predictor.min_replicas:
+    if not runs_inside(service) and service.spec.predictor.max_replicas > service.spec.predictor.min_replicas:
         children.append(Reference(HPA, _key(service, predictor)))
     return children
 
 
-def _secrets(service: InferenceService) -> Iterator[tuple[str, str]]:
-    """Secrets that the service names, and the field."""
-    model = service.spec.predictor.model
-    if model is not None and model.secret_ref is not None:
-        yield model.secret_ref.name, "spec.predictor.model.secretRef"
-    canary = service.spec.canary
-    if canary is not None and canary.model is not None and canary.model.secret_ref is not None:
-        yield canary.model.secret_ref.name, "spec.canary.model.secretRef"
-    shadow = service.spec.shadow
-    if shadow is not None and shadow.model.secret_ref is not None:
-        yield shadow.model.secret_ref.name, "spec.shadow.model.secretRef"
-    for index, step in enumerate(service.spec.fallback):
-        if step.model is not None and step.model.secret_ref is not None:
-            yield step.model.secret_ref.name, f"spec.fallback[{index}].model.secretRef"
+def _secrets(service: InferenceService) -> Iterator[tuple[str, str, str]]:
+    """Secrets that the service names, the field, and the keys that they need."""
+    for path, model in _models(service):
+        if model.secret_ref is not None:
+            yield model.secret_ref.name, f"{path}.secretRef", _KEYS
+        if model.registry is not None and model.registry.secret_ref is not None:
+            yield model.registry.secret_ref.name, f"{path}.registry.secretRef", _REGISTRY_KEYS
+    log = service.spec.request_log
+    if log is not None and log.secret_ref is not None:
+        yield log.secret_ref.name, "spec.requestLog.secretRef", _KEYS
+
+
+def _models(service: InferenceService) -> Iterator[tuple[str, ModelSource]]:
+    """Models and where the spec has them."""
+    spec = service.spec
+    found = [("spec.predictor.model", spec.predictor.model)]
+    found.append(("spec.canary.model", spec.canary.model if spec.canary else None))
+    found.append(("spec.shadow.model", spec.shadow.model if spec.shadow else None))
+    found += [(f"spec.fallback[{index}].model", step.model) for index, step in enumerate(spec.fallback)]
+    for path, model in found:
+        if model is not None:
+            yield path, model
 
 
 def _extended(service: InferenceService) -> Iterator[tuple[str, float, str]]:

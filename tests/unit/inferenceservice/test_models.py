@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controllers.inferenceservice import builders, models, plan
+from controllers.inferenceservice import admission, builders, models, plan
 from controllers.inferenceservice.observed import Observed, gather
 from controllers.runtime.errors import WaitError
 from controllers.runtime.objects import Key, Manifest
@@ -221,3 +221,15 @@ def test_the_request_log_has_a_folder_of_its_own_and_the_routers_its_secret() ->
     container = pod_template(builders.router(named, SETTINGS, "chain"))["spec"]["containers"][0]
     assert "/etc/headrace/credentials/lake" in {item["mountPath"] for item in container["volumeMounts"]}
     assert "envFrom" not in container
+
+
+def test_every_secret_that_the_spec_names_is_asked_about_and_no_child_that_a_local_model_has_not() -> None:
+    registry = {"trackingUri": "http://mlflow", "model": "m", "alias": "a", "secretRef": {"name": "mlflow"}}
+    of = service(
+        predictor={"inference": "Local", "model": {"registry": registry}},
+        fallback=[],
+        request_log={"secretRef": {"name": "lake"}},
+    )
+    found = {(item.type.kind, item.key.name) for item in admission.references(of, created=True) if item.key is not None}
+    assert {("Secret", "mlflow"), ("Secret", "lake"), ("Deployment", "digits")} <= found
+    assert ("Deployment", "digits-predictor") not in found

@@ -127,19 +127,9 @@ def _trigger(
     if next_ is not None and next_ <= now:
         return "Schedule", None
     settled = (before.finished_at or now) + LOST_AFTER - now
-    if (
-        servers
-        and online.version
-        and all(not item.version for item in servers)
-        and any(_empty(item) for item in servers)
-    ):
+    if servers and online.version and all(not item.version for item in servers) and any(item.empty for item in servers):
         return ("StoreLost", None) if settled <= timedelta() else (None, settled)
     return None, None
-
-
-def _empty(report: ServerReport) -> bool:
-    """The store answers and has nothing."""
-    return "has no rows" in report.problem
 
 
 def _progress(

@@ -124,8 +124,7 @@ def the_store_does_not_answer(given: Given) -> Problem | None:
     """Servers cannot read."""
     for report in given.reports:
         if report.problem and not report.version:
-            reason = "OnlineStoreEmpty" if "has no rows" in report.problem else "OnlineStoreUnreachable"
-            return Problem(reason, report.problem)
+            return Problem("OnlineStoreEmpty" if report.empty else "OnlineStoreUnreachable", report.problem)
     return None
 
 

@@ -186,6 +186,9 @@ class Refresher:
                 "set its maxmemory-policy to noeviction and give it enough memory"
             )
         self._publish(state, after, {})
+        # What was asked for long ago counts less each time.
+        popular = self._keys.of("popular")
+        self._client.zunionstore(popular, {popular: 0.5})
 
     def _write(self, version: str, found: Latest) -> None:
         """All rows under the version's name, from where an earlier try ended."""

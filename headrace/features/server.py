@@ -80,6 +80,7 @@ class FeatureServer:
         self._source_version = ""
         self._version = ""
         self._problem = ""
+        self._empty = False
         self._ready = False
         self._leaving: Leaving | None = None
 
@@ -198,11 +199,13 @@ class FeatureServer:
                     found = await self._client.warm()
                     log.info("loaded the entities that are asked for most", extra={"fields": {"entities": found}})
                 self._version = current.decode() if current else ""
+                self._empty = current is None
                 self._problem = "" if current else "the online store has no rows of this transform yet"
                 self._ready = self._ready or bool(current)
             except OnlineStoreError as error:
                 self._problem = str(error)
                 self._version = ""
+                self._empty = False
             self._metrics.loaded.set(1.0 if self._version else 0.0)
             self._tell()
             await asyncio.sleep(WATCH_INTERVAL)
@@ -236,7 +239,14 @@ class FeatureServer:
                     log.info("popularity was not written: %s", error)
 
     def _tell(self) -> None:
-        self._report(ServerReport(source_version=self._source_version, version=self._version, problem=self._problem))
+        self._report(
+            ServerReport(
+                source_version=self._source_version,
+                version=self._version,
+                empty=self._empty,
+                problem=self._problem,
+            )
+        )
 
 
 async def run_server(

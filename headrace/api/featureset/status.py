@@ -123,5 +123,7 @@ class ServerReport(Model):
     """Version of the source as it is now; empty while not known."""
     version: str = ""
     """Version in the online store; empty where there is none, or it does not answer."""
+    empty: bool = False
+    """The online store answers and has no version of this transform."""
     problem: str = ""
     """Why it cannot answer; empty while it can."""

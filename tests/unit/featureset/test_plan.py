@@ -95,7 +95,7 @@ class World:
     def triggers(self) -> str:
         return str(self.plan.status and self.plan.status["refresh"]["trigger"])
 
-    def serve(self, *, ready: bool = True, **report: str) -> None:
+    def serve(self, *, ready: bool = True, **report: Any) -> None:
         """Two servers of the present spec, which report this."""
         resource = self.resource
         config = builders.config_map(resource)["metadata"]["name"]
@@ -220,7 +220,7 @@ def test_a_job_that_somebody_deletes_while_it_runs_is_made_again() -> None:
     [
         (lambda world: world.annotations.update({"headrace.dev/refresh": "42"}), "Requested"),
         (lambda world: world.serve(version="v1.0", sourceVersion="s2"), "SourceChanged"),
-        (lambda world: world.serve(problem="the online store has no rows of this transform yet"), "StoreLost"),
+        (lambda world: world.serve(empty=True, problem="no rows"), "StoreLost"),
         (
             lambda world: world.spec.update(
                 features=[
@@ -297,7 +297,7 @@ def test_a_failed_refresh_is_tried_again_after_growing_pauses_and_at_once_when_t
     world.fail(2)
     world.look(1)
     assert world.plan.requeue_after == timedelta(seconds=60)
-    world.serve(ready=False, sourceVersion="s1", problem="the online store has no rows of this transform yet")
+    world.serve(ready=False, sourceVersion="s1", empty=True, problem="no rows")
     world.look(1)
     assert (world.jobs, world.triggers) == (["drivers-refresh-3"], "TransformChanged")
     world.succeed(3)

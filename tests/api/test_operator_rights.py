@@ -16,6 +16,7 @@ import pytest
 
 from cluster.controlplane import ControlPlane, free_ports, service_account_kubeconfig
 from controllers import rbac
+from tests.api.bad_feature_sets import GOOD_FEATURE_SET
 from tests.api.bad_specs import GOOD_JOB, GOOD_SERVICE, merge_patch
 from tests.api.helm import Helm
 from tests.api.rest import MERGE, Rest, path_of
@@ -36,7 +37,9 @@ RARE: dict[str, Callable[[str, str, str], bool]] = {
         verb == "delete"
     ),
     "the same Event came again within minutes": lambda _, resource, verb: (resource, verb) == ("events", "patch"),
-    "the name of a child was taken": lambda _, resource, verb: resource in ("pods", "podgroups") and verb == "get",
+    "the name of a child was taken": lambda _, resource, verb: (
+        resource in ("pods", "podgroups", "jobs") and verb == "get"
+    ),
     "which gang scheduling a cluster serves depends on its release; priorities are read where it serves none": (
         lambda group, resource, _: group == "scheduling.k8s.io" and resource in ("priorityclasses", "workloads")
     ),
@@ -88,8 +91,9 @@ def operator(plane: ControlPlane, folder: Path) -> Iterator[Path]:
     command += ["--namespace", "headrace-system", "--health-port", str(health), "--metrics-port", str(metrics)]
     command += ["--webhook-secret", WEBHOOK, "--webhook-configuration", WEBHOOK]
     command += ["--webhook-names", "127.0.0.1", "--webhook-port", str(webhook)]
+    environment = {"PYTHONPATH": str(ROOT), "HEADRACE_ONLINE_STORE_URI": "redis://store:6379/0"}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
         try:
             yield log
         finally:
@@ -161,7 +165,7 @@ def granted() -> set[Right]:
 
 @pytest.fixture(scope="module")
 def worked(installation: Installation) -> Installation:
-    """The operator made the children of a job and of a service, and followed a change of both."""
+    """The operator made the children of a job, a service and a feature set, and followed changes."""
     admin, log = installation.admin, installation.log
     # Another release, of another name, was here before.
     assert admin("POST", f"{RBAC}/rolebindings", binding("mill-headrace-worker")).accepted
@@ -171,7 +175,7 @@ def worked(installation: Installation) -> Installation:
         "a warning at apply", lambda: admin("POST", JOBS, merge_patch(GOOD_JOB, reviewed), dryRun="All").warnings, log
     )
     service = merge_patch(GOOD_SERVICE, {"spec": {"predictor": {"minReplicas": 1, "maxReplicas": 2}}})
-    for manifest in (GOOD_JOB, service):
+    for manifest in (GOOD_JOB, service, GOOD_FEATURE_SET):
         answer = admin("POST", path_of(manifest, collection=True), manifest)
         assert answer.accepted, answer.message
     scalers = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers"
@@ -180,6 +184,8 @@ def worked(installation: Installation) -> Installation:
     eventually("three workers", lambda: len(admin("GET", pods).body["items"]) == 3, log)
     admin("PATCH", path_of(service), {"spec": {"predictor": {"maxReplicas": 1}}}, content_type=MERGE)
     eventually("no autoscaler", lambda: not admin("GET", scalers).body["items"], log)
+    feature_set = path_of(GOOD_FEATURE_SET)
+    eventually("its refresh's status", lambda: "refresh" in admin("GET", feature_set).body.get("status", {}), log)
     eventually("the job's status", lambda: "attempt" in admin("GET", path_of(GOOD_JOB)).body["status"], log)
     eventually("the service's status", lambda: "url" in admin("GET", path_of(GOOD_SERVICE)).body["status"], log)
     eventually(
@@ -212,6 +218,7 @@ def test_the_operator_reads_no_secret_but_its_webhook_s(worked: Installation) ->
     }
     assert secrets == {
         ("patch", "default", "headrace-storage"),
+        ("patch", "default", "headrace-online-store"),
         ("get", "headrace-system", WEBHOOK),
         ("patch", "headrace-system", WEBHOOK),
     }

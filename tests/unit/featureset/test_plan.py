@@ -12,6 +12,7 @@ import pytest
 from controllers.featureset import builders
 from controllers.featureset.controller import FeatureSetController
 from controllers.featureset.observed import CHILDREN
+from controllers.runtime.admission import Known
 from controllers.runtime.errors import TerminalError
 from controllers.runtime.objects import BATCH_JOB, CONFIG_MAP, DEPLOYMENT, POD, REPORT, Key, Manifest, ObjectType
 from controllers.runtime.plan import Plan
@@ -359,3 +360,17 @@ def test_a_refresh_cannot_run_twice_at_once_and_gives_up_on_a_wrong_configuratio
     assert (spec["parallelism"], spec["podReplacementPolicy"]) == (1, "Failed")
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [78]
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_a_schedule_that_is_none_is_refused_at_apply() -> None:
+    refused = CONTROLLER.review(World(refresh={"schedule": "61 * * * *"}).resource, Known(), created=True)
+    assert "spec.refresh.schedule: '61 * * * *' is no cron schedule" in refused.refusals[0]
+    assert CONTROLLER.review(World(refresh={"schedule": "0 3 * * 1-5"}).resource, Known(), created=True).refusals == []
+
+
+def test_a_secret_that_is_missing_is_warned_of() -> None:
+    resource = World(onlineStore={"secretRef": {"name": "redis"}}).resource
+    (reference,) = CONTROLLER.references(resource, created=False)
+    verdict = CONTROLLER.review(resource, Known({reference: None}), created=False)
+    assert "spec.onlineStore.secretRef" in verdict.warnings[0]
+    assert "HEADRACE_ONLINE_STORE_URI" in verdict.warnings[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ async def test_tritonclient_with_every_method(tmp_path: Path) -> None:
                     assert result.get_response().id == "7"
             bad = InferInput("x", [2, 4], "FP64")
             bad.set_data_from_numpy(X.astype(np.float64))
-            for call, status, words in (
+            refusals: tuple[tuple[Callable[[], Any], str, str], ...] = (
                 (lambda: client.infer("demo", [bad]), "INVALID_ARGUMENT", "'x': expected datatype FP32, found FP64"),
                 (lambda: client.infer("other", [tensor]), "NOT_FOUND", "'other'; this server serves 'demo'"),
                 (lambda: client.get_model_metadata("demo", "9"), "NOT_FOUND", "version '9'"),
@@ -202,7 +202,8 @@ async def test_tritonclient_with_every_method(tmp_path: Path) -> None:
                     "INVALID_ARGUMENT",
                     "output 'z' is not served; the outputs are y",
                 ),
-            ):
+            )
+            for call, status, words in refusals:
                 with pytest.raises(InferenceServerException) as refused:
                     call()
                 assert refused.value.status() == f"StatusCode.{status}"

@@ -41,7 +41,13 @@ def create(rest: Rest, base: Manifest, name: str, spec: Any = None) -> Manifest:
 
 def test_what_will_happen_is_written_into_the_resource(rest: Rest) -> None:
     spec = create(rest, GOOD_JOB, "defaults")["spec"]
-    assert spec["topology"] == {"type": "AllReduce", "allReduce": "Ring", "zoneSpread": "Spread"}
+    assert spec["topology"] == {
+        "type": "AllReduce",
+        "allReduce": "Ring",
+        "sharding": "NoShard",
+        "tensorParallel": 1,
+        "zoneSpread": "Spread",
+    }
     assert spec["checkpoint"] == {"interval": "30s", "keep": 2, "writers": "RankZero"}
     assert (spec["suspend"], spec["scheduling"]) == (False, {"timeout": "5m"})
     assert spec["restartPolicy"] == {"maxRestarts": 10, "window": "1h"}

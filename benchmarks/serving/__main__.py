@@ -169,8 +169,11 @@ async def measure(rounds: int, only: list[str]) -> list[dict[str, Any]]:
         for _ in range(rounds):
             for contestant in chosen:
                 sys.stderr.write(f"{contestant.name}…\n")
+                found = figures[contestant.name]
                 try:
-                    await turn(contestant, model, row, expected, figures[contestant.name])
+                    await turn(contestant, model, row, expected, found)
+                    # A run that is broken off has shown this much.
+                    sys.stderr.write(f"{json.dumps(summary(contestant, found))}\n")
                 except (RuntimeError, OSError, asyncio.IncompleteReadError) as error:
                     # The others are still worth comparing.
                     sys.stderr.write(f"{contestant.name}: {error}\n")

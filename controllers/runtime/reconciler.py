@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, Literal, TypeVar
 
+import orjson
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -177,7 +178,9 @@ class Reconciler(Generic[R, O]):
 def parse(model: type[R], manifest: Manifest) -> R:
     """The resource as its model.
 
-    A status that the model does not know (written by a newer release, say) is left out: it is ours to write again.
+    Fields that the model does not know are left out. The API server stores none that the CRD does not know, so they are
+    a newer release's: while that is rolled out, its CRD writes its defaults into every resource. A status that cannot be
+    read is left out too: it is ours to write again.
 
     Raises:
         TerminalError: InvalidSpec, naming each wrong field, what was found and what is right.
@@ -185,12 +188,26 @@ def parse(model: type[R], manifest: Manifest) -> R:
     try:
         return model.model_validate(manifest)
     except ValidationError as error:
-        problems = [item for item in error.errors() if item["loc"][:1] != ("status",)]
+        unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+        wrong = [item for item in error.errors() if item["type"] != "extra_forbidden"]
+        problems = [item for item in wrong if item["loc"][:1] != ("status",)]
         if not problems:
-            return model.model_validate({field: value for field, value in manifest.items() if field != "status"})
+            return parse(model, _without(manifest, [*unknown, *([("status",)] if wrong else [])]))
         parts = [f"{_path(item['loc'])}: {_words(item)}" for item in problems[:5]]
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise TerminalError("InvalidSpec", f"Correct these fields: {'; '.join(parts)}{more}") from error
+
+
+def _without(manifest: Mapping[str, Any], fields: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy without these fields."""
+    copy: dict[str, Any] = orjson.loads(orjson.dumps(manifest))
+    for *path, last in fields:
+        place: Any = copy
+        for part in path:
+            # Paths through a union name its variant too, which is no field.
+            place = place[part] if isinstance(part, int) or part in place else place
+        place.pop(last, None)
+    return copy
 
 
 def with_ready_false(manifest: Manifest, reason: str, message: str, now: datetime) -> tuple[dict[str, Any], bool]:

@@ -31,15 +31,24 @@ def condition(**fields: Any) -> dict[str, Any]:
 
 def test_every_wrong_field_is_named_with_what_was_found() -> None:
     with pytest.raises(TerminalError) as caught:
-        parse(TrainingJob, job(numWorkers=0, colour="blue"))
+        parse(TrainingJob, job(numWorkers=0, restartPolicy={"maxRestarts": "many"}))
     assert caught.value.reason == "InvalidSpec"
     assert "spec.numWorkers: " in caught.value.message
     assert "(found 0)" in caught.value.message
-    assert "spec.colour: " in caught.value.message
+    assert "spec.restartPolicy.maxRestarts: " in caught.value.message
+
+
+def test_what_a_newer_release_writes_into_a_spec_is_no_fault_of_it() -> None:
+    """While a release is rolled out, the new CRD's defaults are in every resource and the old operator reads them."""
+    newer = job(colour="blue", topology={"type": "AllReduce", "shape": {"of": "things"}}, env=[{"name": "A", "x": 1}])
+    resource = parse(TrainingJob, newer | {"status": {"attempt": 3, "mood": "good"}})
+    assert resource.status is not None
+    assert resource.status.attempt == 3
+    assert resource.spec == parse(TrainingJob, job(topology={"type": "AllReduce"}, env=[{"name": "A"}])).spec
 
 
 def test_a_status_of_a_newer_release_is_no_fault_of_the_spec() -> None:
-    resource = parse(TrainingJob, job() | {"status": {"fieldOfTheFuture": 1}})
+    resource = parse(TrainingJob, job() | {"status": {"attempt": "none"}})
     assert resource.status is None
 
 

@@ -179,8 +179,8 @@ def parse(model: type[R], manifest: Manifest) -> R:
     """The resource as its model.
 
     Fields that the model does not know are left out. The API server stores none that the CRD does not know, so they are
-    a newer release's: while that is rolled out, its CRD writes its defaults into every resource. A status that cannot be
-    read is left out too: it is ours to write again.
+    a newer release's: while that is rolled out, its CRD writes its defaults into every resource. A status that cannot
+    be read is left out too: it is ours to write again.
 
     Raises:
         TerminalError: InvalidSpec, naming each wrong field, what was found and what is right.

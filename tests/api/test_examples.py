@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,13 @@ def test_every_example_is_accepted_by_a_strict_server(kubectl: Callable[..., str
     for item in documents(path):
         if item["kind"] in MODELS:
             MODELS[item["kind"]].model_validate(item)
+
+
+def test_the_manifests_of_the_readme_are_accepted_and_there_is_one_of_each_kind(kubectl: Callable[..., str]) -> None:
+    shown = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for text in shown:
+        kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+    assert {yaml.safe_load(text)["kind"] for text in shown} == set(MODELS)
 
 
 def test_the_script_of_the_example_is_python_that_the_job_names() -> None:

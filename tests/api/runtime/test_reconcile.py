@@ -197,12 +197,17 @@ async def test_an_error_is_a_condition_and_one_event_and_goes_when_mended(
 
 async def test_a_spec_that_does_not_parse_says_which_field(plane: ControlPlane, space: Space) -> None:
     async with running(plane, space):
-        space.create("w", pods="many", colour="blue")
+        space.create("w", pods="many")
         await eventually(lambda: space.ready("w").get("reason") == "InvalidSpec", "InvalidSpec")
         message = space.ready("w")["message"]
         assert "spec.pods" in message
         assert "'many'" in message
-        assert "spec.colour" in message
+
+
+async def test_a_field_of_a_newer_release_is_passed_over(plane: ControlPlane, space: Space) -> None:
+    async with running(plane, space):
+        space.create("w", colour="blue")
+        await eventually(lambda: space.is_ready("w"), "Ready")
 
 
 async def test_a_resource_on_its_way_out_is_left_to_the_garbage_collector(plane: ControlPlane, space: Space) -> None:

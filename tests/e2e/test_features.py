@@ -38,9 +38,19 @@ REWRITE = textwrap.dedent(
 FORGET = textwrap.dedent(
     """\
     # What a store that lost its disk comes back with: nothing of this FeatureSet.
-    import os
+    import os, time
+    import redis
     from headrace.features.online import connect
     store = connect(os.environ["HEADRACE_ONLINE_STORE_URI"])
+    deadline = time.monotonic() + 60
+    while True:  # it was killed a moment ago
+        try:
+            store.ping()
+            break
+        except redis.RedisError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
     store.delete(*store.scan_iter("headrace:features:{%s/*" % os.environ["POD_NAMESPACE"]))
     """
 )

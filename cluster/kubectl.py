@@ -63,8 +63,12 @@ class Kube:
         self.run("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(manifests))
 
     def refused(self, manifest: Manifest) -> str:
-        """The API server's words on an object that it must refuse; ClusterError when it accepts."""
-        done = self._apply(manifest)
+        """The API server's words on an object that it must refuse; ClusterError when it accepts.
+
+        It is asked by a dry run: an object that was accepted once would be there, and applying it again no change to
+        refuse.
+        """
+        done = self._apply(manifest, "--dry-run=server")
         if done.returncode == 0:
             raise ClusterError(f"accepted: {done.stdout.strip()}")
         return done.stderr
@@ -76,9 +80,10 @@ class Kube:
             raise ClusterError(f"refused: {done.stderr.strip()}")
         return done.stderr
 
-    def _apply(self, manifest: Manifest) -> subprocess.CompletedProcess[str]:
+    def _apply(self, manifest: Manifest, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self.kubectl), "--kubeconfig", str(self.kubeconfig), "-n", self.namespace, "apply", "-f", "-"]
         return subprocess.run(
-            [str(self.kubectl), "--kubeconfig", str(self.kubeconfig), "-n", self.namespace, "apply", "-f", "-"],
+            [*command, *options],
             input=yaml.safe_dump(manifest),
             capture_output=True,
             text=True,

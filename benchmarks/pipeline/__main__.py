@@ -11,27 +11,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
-from pathlib import Path
 
-from cluster import host, images
-
-ROOT = Path(__file__).parents[2]
+from benchmarks.in_trainer import measured
 
 
 def main() -> int:
     """Run the measurement in the trainer image and print its line."""
-    host.ensure_docker()
-    images.build("trainer")
-    command = ["docker", "run", "--rm", "--init", "--network=none", "--read-only", "--tmpfs=/tmp:exec,mode=1777"]
-    command += [f"--volume={ROOT / 'benchmarks'}:/repo/benchmarks:ro", "--workdir=/repo", "--entrypoint=python"]
-    command += [images.tag("trainer"), "-m", "benchmarks.pipeline.measure"]
-    done = subprocess.run(
-        command, env=os.environ | host.docker_environment(), check=True, stdout=subprocess.PIPE, text=True
-    )
-    figures = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps({"benchmark": "pipeline", "cpus": os.cpu_count(), "python": platform.python_version(), **figures}))
+    figures = measured("benchmarks.pipeline.measure")
+    facts = {"benchmark": "pipeline", "cpus": os.cpu_count(), "python": platform.python_version()}
+    print(json.dumps({**facts, **figures}))
     return 0
 
 

@@ -97,18 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _refresh(options)
     except (ConfigurationError, ColumnError) as error:
-        return _last_line(78, str(error))
+        return logs.last_line(78, str(error))
     except StorageError as error:
-        return _last_line(1 if error.retryable else 78, str(error))
+        return logs.last_line(1 if error.retryable else 78, str(error))
     except (OnlineStoreError, Overtaken, OSError) as error:
-        return _last_line(1, str(error))
+        return logs.last_line(1, str(error))
     return 0
-
-
-def _last_line(code: int, text: str) -> int:
-    sys.stderr.write(" ".join(text.split()) + "\n")
-    sys.stderr.flush()
-    return code
 
 
 if __name__ == "__main__":

@@ -139,19 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         uvloop.run(work)
     except (ModelError, ConfigurationError, RequestError) as error:
-        return _last_line(78, str(error))
+        return logs.last_line(78, str(error))
     except StorageError as error:
         # A key that is refused is as wrong as a model that is not there: whoever mends it is told the same way.
-        return _last_line(1 if error.retryable else 78, str(error))
+        return logs.last_line(1 if error.retryable else 78, str(error))
     except OSError as error:
-        return _last_line(1, str(error))
+        return logs.last_line(1, str(error))
     return 0
-
-
-def _last_line(code: int, text: str) -> int:
-    sys.stderr.write(" ".join(text.split()) + "\n")
-    sys.stderr.flush()
-    return code
 
 
 if __name__ == "__main__":

@@ -31,3 +31,10 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def last_line(code: int, text: str) -> int:
+    """Say in one line on standard error why the process ends (Kubernetes keeps it); returns the exit code."""
+    sys.stderr.write(" ".join(text.split()) + "\n")
+    sys.stderr.flush()
+    return code

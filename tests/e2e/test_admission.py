@@ -25,7 +25,6 @@ def test_a_static_tensor_that_does_not_hold_is_refused(kube: Kube) -> None:
     words = wait_for("a refusal", lambda: kube.refused(static_service([0.5, 0.5])), seconds=60)
     assert "spec.fallback[0].static.outputs[0]" in words
     assert "data of output probabilities has 2 values and shape [3] means 3: change data or shape" in words
-    kube.delete("inferenceservice", "digits")
 
 
 def test_what_the_workers_will_wait_for_is_a_warning(kube: Kube) -> None:
